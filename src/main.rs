@@ -1,0 +1,2 @@
+//! Skybridge.
+fn main() {}
