@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn holds_24_bits() {
         assert_eq!(Vni::new(1 << 24), None);
-        assert_eq!(Vni::new(0x0102_03).map(Vni::to_be_bytes), Some([1, 2, 3]));
+        assert_eq!(Vni::new(0x0001_0203).map(Vni::to_be_bytes), Some([1, 2, 3]));
         assert_eq!(Vni::from_be_bytes([0xff; 3]), Vni::MAX);
     }
 }
