@@ -1,2 +1,37 @@
 #![forbid(unsafe_code)]
-//! records
+//! Records: everything this host knows from and tells to the shared store, which speaks the etcd
+//! v3 API.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!               +--> watch::Watch --> view::View --> reconcile::Reconciler --> fdb::Delta
+//!   store::Store|                          |
+//!               +--> session::Session      +--> listings, snapshot file
+//!               +--> network, endpoint, ipam: operations, one transaction each
+//! ```
+//!
+//! - [`key`] alone builds and parses keys, [`record`] has the JSON behind them.
+//! - [`store`] is the client: deadlines, leader required, errors that say what to do.
+//! - [`session`] keeps this host present under a lease; [`watch`] lists and follows everything;
+//!   [`view`] mirrors it in memory; [`reconcile`] turns it into deltas of the tables.
+//! - [`network`], [`endpoint`] and [`ipam`] are what users and drivers ask for. Each is one
+//!   transaction that compares what it read, is tried again when others were faster, and recognises
+//!   its own effect when an answer was lost.
+//! - [`embedded`] is a server of the same API for those who have no etcd.
+//!
+//! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
+//! tables stay as they are, and everything here tries again by itself. No packet is seen here.
+
+pub mod embedded;
+pub mod endpoint;
+mod file;
+pub mod ipam;
+pub mod key;
+pub mod network;
+pub mod reconcile;
+pub mod record;
+pub mod session;
+pub mod store;
+pub mod view;
+pub mod watch;

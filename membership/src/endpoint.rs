@@ -1,0 +1,335 @@
+//! Endpoints: addresses, MAC and record in one transaction.
+//!
+//! A MAC is unique within its network: `ipam/NETWORK/macs/MAC` is created with the endpoint if it
+//! is absent, and removed with it. The transaction also compares that the network is there, so that
+//! an endpoint cannot appear in a network that is being removed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use encap::MacAddr;
+use tokio::time::sleep;
+use tracing::{Instrument, info, info_span};
+
+use crate::ipam::{self, ATTEMPTS, Allocation, Asker, Pool, Steps};
+use crate::key::{EndpointId, HostName, Key, NetworkId, Range};
+use crate::record::{
+    EndpointRecord, Extra, MacRecord, NetworkRecord, Stored, VERSION, now_seconds,
+};
+use crate::store::{self, Entry, Found, Store, conflict_pause};
+
+/// Why an endpoint cannot be created or removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no address for it.
+    #[error(transparent)]
+    Address(#[from] ipam::Error),
+    /// Another endpoint has this id.
+    #[error("endpoint {endpoint} exists already on host {host}")]
+    Exists {
+        /// The id.
+        endpoint: EndpointId,
+        /// Where it is.
+        host: HostName,
+    },
+    /// Another endpoint of the network has this MAC.
+    #[error("MAC {mac} is in use by endpoint {endpoint} on host {host}: ask for another")]
+    MacInUse {
+        /// The MAC.
+        mac: MacAddr,
+        /// Who has it.
+        endpoint: EndpointId,
+        /// Where.
+        host: HostName,
+    },
+    /// A MAC that no interface can have.
+    #[error("MAC {0} cannot be used: it must be a unicast address and not zero")]
+    MacInvalid(MacAddr),
+    /// The network was removed meanwhile.
+    #[error("network {0} does not exist any more")]
+    NetworkGone(String),
+    /// No such endpoint.
+    #[error("endpoint {endpoint} does not exist in network {network}")]
+    NotFound {
+        /// The id.
+        endpoint: EndpointId,
+        /// The network's id.
+        network: NetworkId,
+    },
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// What an endpoint shall be.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointSpec {
+    /// Its id; `None` makes one.
+    pub id: Option<EndpointId>,
+    /// Addresses that it must have, at most one per subnet. Families without one get the lowest
+    /// free address.
+    pub ips: Vec<IpAddr>,
+    /// Its MAC; `None` gives `02:42` and the IPv4 address, or one from the ids.
+    pub mac: Option<MacAddr>,
+    /// The user's name for it.
+    pub name: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Wanted addresses that are held under this id ([`ipam::allocate`]) become the endpoint's.
+    pub adopt: Option<EndpointId>,
+}
+
+/// A MAC from the ids: locally administered, unicast, the same for the same ids.
+#[must_use]
+pub fn mac_from_ids(network: &NetworkId, endpoint: &EndpointId) -> MacAddr {
+    // FNV-1a: it must only spread, uniqueness is the store's matter.
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in network.as_str().bytes().chain([b'/']).chain(endpoint.as_str().bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+    MacAddr([0x02, a ^ f, b ^ g, c ^ h, d, e])
+}
+
+fn default_mac(network: &NetworkId, endpoint: &EndpointId, ips: &[IpAddr]) -> MacAddr {
+    let ipv4 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    });
+    ipv4.map_or_else(|| mac_from_ids(network, endpoint), MacAddr::from_ipv4)
+}
+
+/// Creates an endpoint of `host`.
+///
+/// # Errors
+///
+/// Each variant of [`Error`] but [`Error::NotFound`].
+pub async fn create(
+    store: &Store,
+    network: &NetworkRecord,
+    host: &HostName,
+    incarnation: u64,
+    spec: &EndpointSpec,
+) -> Result<EndpointRecord, Error> {
+    if let Some(mac) = spec.mac
+        && !mac.is_unicast()
+    {
+        return Err(Error::MacInvalid(mac));
+    }
+    ipam::check_wanted(network, &spec.ips)?;
+    let id = spec.id.clone().unwrap_or_else(EndpointId::random);
+    let span = info_span!("endpoint", id = %id, network = %network.name);
+    let mut attempt = Attempt { store, network, host, incarnation, spec, id, tried: None };
+    async {
+        let _turn = store.turn().await;
+        for number in 0..ATTEMPTS {
+            if number > 0 {
+                sleep(conflict_pause(number)).await;
+            }
+            if let Some(record) = attempt.make(number).await? {
+                info!(mac = %record.mac, host = %record.host, "endpoint created");
+                return Ok(record);
+            }
+        }
+        Err(store::Error::Busy { what: "creation of an endpoint", attempts: ATTEMPTS }.into())
+    }
+    .instrument(span)
+    .await
+}
+
+struct Attempt<'a> {
+    store: &'a Store,
+    network: &'a NetworkRecord,
+    host: &'a HostName,
+    incarnation: u64,
+    spec: &'a EndpointSpec,
+    id: EndpointId,
+    /// What the attempt before wanted to write.
+    tried: Option<EndpointRecord>,
+}
+
+impl Attempt<'_> {
+    /// One attempt; `None` when others were faster.
+    async fn make(&mut self, number: u32) -> Result<Option<EndpointRecord>, Error> {
+        let (store, spec, network) = (self.store, self.spec, &self.network.id);
+        let endpoint_key = Key::Endpoint(network.clone(), self.id.clone());
+        let mut reads = Pool::reads(store, network);
+        reads.push(store.read_key(&Key::Network(network.clone())));
+        reads.push(store.read_key(&endpoint_key));
+        reads.extend(spec.ips.iter().map(|ip| store.read_key(&Key::Address(network.clone(), *ip))));
+        let found = store.read(reads).await?.reads;
+        let [blocks, resting, present, endpoint, addresses @ ..] = found.as_slice() else {
+            return Ok(None);
+        };
+        if present.is_empty() {
+            return Err(Error::NetworkGone(self.network.name.to_string()));
+        }
+        if let Some(entry) = endpoint.first() {
+            let there: Found<EndpointRecord> = Store::decode(&endpoint_key, entry)?;
+            // The answer to our own earlier attempt was lost, its effect was not.
+            if self.tried.as_ref() == Some(&there.record) {
+                return Ok(self.tried.take());
+            }
+            return Err(Error::Exists { endpoint: self.id.clone(), host: there.record.host });
+        }
+        let pool = Pool::parse(store, blocks, resting);
+        let held = ipam::held(network, &spec.ips, addresses.iter())?;
+        let asker = Asker {
+            network: self.network,
+            host: self.host,
+            endpoint: &self.id,
+            adopt: spec.adopt.as_ref(),
+        };
+        let mut steps = Steps::default();
+        let allocations = asker.plan(store, &pool, &spec.ips, &held, number, &mut steps)?;
+        self.write(&allocations, steps).await
+    }
+
+    async fn write(
+        &mut self,
+        allocations: &[Allocation],
+        mut steps: Steps,
+    ) -> Result<Option<EndpointRecord>, Error> {
+        let (store, network) = (self.store, &self.network.id);
+        let ips: Vec<IpAddr> = allocations.iter().map(|allocation| allocation.ip).collect();
+        let mac = match self.spec.mac {
+            Some(mac) => mac,
+            None => self.free_mac(&ips).await?,
+        };
+        let record = EndpointRecord {
+            version: VERSION,
+            id: self.id.clone(),
+            network: network.clone(),
+            host: self.host.clone(),
+            incarnation: self.incarnation,
+            mac,
+            ips,
+            name: self.spec.name.clone(),
+            labels: self.spec.labels.clone(),
+            created: now_seconds(),
+            extra: Extra::new(),
+        };
+        let endpoint_key = Key::Endpoint(network.clone(), self.id.clone());
+        let mac_key = Key::Mac(network.clone(), mac);
+        let holder = MacRecord {
+            version: VERSION,
+            endpoint: self.id.clone(),
+            host: self.host.clone(),
+            extra: Extra::new(),
+        };
+        steps.when.push(store.present(&Key::Network(network.clone())));
+        steps.when.push(store.absent(&endpoint_key));
+        steps.when.push(store.absent(&mac_key));
+        steps.then.push(store.put(&endpoint_key, &record, 0)?);
+        steps.then.push(store.put(&mac_key, &holder, 0)?);
+        let or_else = vec![store.read_key(&mac_key)];
+        let outcome = store.txn(steps.when, steps.then, or_else).await?;
+        if outcome.succeeded {
+            return Ok(Some(record));
+        }
+        if self.spec.mac.is_some()
+            && let Some(entry) = outcome.reads.first().and_then(|found| found.first())
+        {
+            let holder = decode_mac(&mac_key, entry)?;
+            if holder.endpoint != self.id {
+                return Err(Error::MacInUse { mac, endpoint: holder.endpoint, host: holder.host });
+            }
+        }
+        self.tried = Some(record);
+        Ok(None)
+    }
+
+    /// The default MAC, unless somebody asked for just that one: then a random one.
+    async fn free_mac(&self, ips: &[IpAddr]) -> Result<MacAddr, Error> {
+        let mac = default_mac(&self.network.id, &self.id, ips);
+        let key = Key::Mac(self.network.id.clone(), mac);
+        Ok(match self.store.get::<MacRecord>(&key).await? {
+            Some(holder) if holder.record.endpoint != self.id => {
+                let [_, a, b, c, d, e] = rand::random::<[u8; 6]>();
+                MacAddr([0x02, a, b, c, d, e])
+            }
+            _ => mac,
+        })
+    }
+}
+
+fn decode_mac(key: &Key, entry: &Entry) -> Result<MacRecord, store::Error> {
+    Ok(MacRecord::decode(key, &entry.value)?)
+}
+
+/// Removes an endpoint: record, MAC and addresses in one transaction. The addresses rest for
+/// `rest` ([`ipam::REST`]); zero lets them be given out at once. Returns what was removed.
+///
+/// # Errors
+///
+/// [`Error::NotFound`], or why the store did not do it.
+pub async fn remove(
+    store: &Store,
+    network: &NetworkId,
+    endpoint: &EndpointId,
+    rest: Duration,
+) -> Result<EndpointRecord, Error> {
+    let _turn = store.turn().await;
+    let key = Key::Endpoint(network.clone(), endpoint.clone());
+    let mut lease = 0;
+    let mut seen = None;
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            sleep(conflict_pause(attempt)).await;
+        }
+        let Some(found) = store.get::<EndpointRecord>(&key).await? else {
+            // Gone after we tried: that was us.
+            return seen.ok_or_else(|| Error::NotFound {
+                endpoint: endpoint.clone(),
+                network: network.clone(),
+            });
+        };
+        let record = found.record;
+        let mac_key = Key::Mac(network.clone(), record.mac);
+        let mut steps = Steps::default();
+        let ips = &record.ips;
+        ipam::plan_release(store, network, endpoint, ips, rest, &mut lease, &mut steps).await?;
+        steps.when.push(store.unchanged(&key, found.mod_revision));
+        steps.then.push(store.delete(&key));
+        if let Some(holder) = store.get::<MacRecord>(&mac_key).await?
+            && holder.record.endpoint == *endpoint
+        {
+            steps.when.push(store.unchanged(&mac_key, holder.mod_revision));
+            steps.then.push(store.delete(&mac_key));
+        }
+        if store.txn(steps.when, steps.then, Vec::new()).await?.succeeded {
+            info!(%endpoint, %network, "endpoint removed");
+            return Ok(record);
+        }
+        seen = Some(record);
+    }
+    Err(store::Error::Busy { what: "removal of an endpoint", attempts: ATTEMPTS }.into())
+}
+
+/// The endpoints of a network whose records can be read, by id.
+///
+/// # Errors
+///
+/// Why the store did not answer.
+pub async fn list(store: &Store, network: &NetworkId) -> Result<Vec<Found<EndpointRecord>>, Error> {
+    let records = store.records(Range::Endpoints(network)).await?;
+    Ok(records.into_iter().map(|(_, found)| found).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_macs() {
+        let network = NetworkId::new("n1").unwrap();
+        let endpoint = EndpointId::new("e1").unwrap();
+        let v6 = "2001:db8::1".parse().unwrap();
+        let with_v4 = default_mac(&network, &endpoint, &[v6, "192.0.2.5".parse().unwrap()]);
+        assert_eq!(with_v4.to_string(), "02:42:c0:00:02:05");
+        let hashed = default_mac(&network, &endpoint, &[v6]);
+        assert!(hashed.is_unicast() && hashed.0[0] == 2);
+        assert_ne!(hashed, mac_from_ids(&network, &EndpointId::new("e2").unwrap()));
+    }
+}

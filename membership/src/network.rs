@@ -1,0 +1,597 @@
+//! Networks: create, find, change, remove. Each operation is one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use encap::Vni;
+use etcd_client::{DeleteOptions, TxnOp};
+use ipnet::IpNet;
+use tokio::time::sleep;
+use tracing::{Instrument, info, info_span};
+
+use crate::ipam::{ATTEMPTS, plan};
+use crate::key::{Key, NetworkId, NetworkName, Range};
+use crate::record::{
+    EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep, VniRecord,
+    VtepClaimRecord,
+};
+use crate::store::{self, Found, Store, conflict_pause};
+
+/// The first VNI that is given out by itself; lower ones are for those who ask.
+pub const FIRST_VNI: u32 = 4096;
+/// Least inner MTU with IPv4 subnets only: what every IPv4 host must take (RFC 1122).
+pub const MTU_MIN_V4: u16 = 576;
+/// Least inner MTU with an IPv6 subnet (RFC 8200 section 5).
+pub const MTU_MIN_V6: u16 = 1280;
+/// Most subnets of one network.
+pub const SUBNETS_MAX: usize = 16;
+
+/// Why a network cannot be created, changed or removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Something that other records depend on.
+    #[error("{0} of a network cannot be changed: create another network")]
+    Fixed(&'static str),
+    /// A gateway that is no address of a subnet, or the second of one.
+    #[error("gateway {gateway} cannot be used: {cause}")]
+    Gateway {
+        /// The gateway.
+        gateway: IpAddr,
+        /// Why.
+        cause: &'static str,
+    },
+    /// Another network has this id.
+    #[error("network id {0} is in use already")]
+    IdTaken(NetworkId),
+    /// Endpoints are attached.
+    #[error(
+        "network {name} has {count} endpoints ({some}): detach them first, or remove it with \
+         --force"
+    )]
+    InUse {
+        /// The network's name.
+        name: NetworkName,
+        /// How many.
+        count: usize,
+        /// Some of them.
+        some: String,
+    },
+    /// An MTU below what the families need.
+    #[error("mtu {mtu} is too small: {family} needs at least {least}")]
+    Mtu {
+        /// The MTU.
+        mtu: u16,
+        /// The family.
+        family: &'static str,
+        /// The least.
+        least: u16,
+    },
+    /// Another network has this name.
+    #[error("network name {name} is in use already (network {id}): choose another")]
+    NameTaken {
+        /// The name.
+        name: NetworkName,
+        /// Who has it.
+        id: NetworkId,
+    },
+    /// No network of this name or id.
+    #[error("network {0} does not exist: `skybridge network ls` lists those that do")]
+    NotFound(String),
+    /// Every VNI is held.
+    #[error("no VNI is left: all from {FIRST_VNI} to {max} are held", max = Vni::MAX)]
+    NoVni,
+    /// A subnet that cannot be used.
+    #[error("subnet {subnet} cannot be used: {cause}")]
+    Subnet {
+        /// The subnet.
+        subnet: IpNet,
+        /// Why, and what to write instead.
+        cause: String,
+    },
+    /// Another network holds this VNI.
+    #[error("VNI {vni} is held by network {holder}: choose another, or leave it out")]
+    VniTaken {
+        /// The VNI.
+        vni: Vni,
+        /// Name of the network, or its id.
+        holder: String,
+    },
+    /// The number is no VNI for a network.
+    #[error("VNI {0} cannot be used: write a number from 1 to {max}", max = Vni::MAX)]
+    VniZero(Vni),
+    /// A host of this store advertises the address.
+    #[error("VTEP {address} is advertised by host {host}: hosts need no static VTEP")]
+    VtepIsHost {
+        /// The address.
+        address: IpAddr,
+        /// The host.
+        host: String,
+    },
+    /// The address can be nobody's VTEP, or a MAC nobody's address.
+    #[error("static VTEP {address} cannot be used: {cause}")]
+    Vtep {
+        /// The address.
+        address: IpAddr,
+        /// Why.
+        cause: String,
+    },
+    /// The network has no such static VTEP.
+    #[error("network {name} has no static VTEP {address}")]
+    VtepNotFound {
+        /// The network's name.
+        name: NetworkName,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+/// What a network shall be.
+#[derive(Clone, Debug)]
+pub struct NetworkSpec {
+    /// Its id; `None` makes one.
+    pub id: Option<NetworkId>,
+    /// Its name.
+    pub name: NetworkName,
+    /// How it is carried.
+    pub mode: Mode,
+    /// Its VNI; `None` gives the lowest free one from [`FIRST_VNI`].
+    pub vni: Option<Vni>,
+    /// Its UDP port; `None` is each VTEP's own.
+    pub udp_port: Option<u16>,
+    /// Its subnets.
+    pub subnets: Vec<IpNet>,
+    /// Its inner MTU; `None` is the largest that every host can carry.
+    pub mtu: Option<u16>,
+    /// Its gateways, at most one per subnet; empty for none.
+    pub gateways: Vec<IpAddr>,
+    /// Its options.
+    pub options: NetworkOptions,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NetworkSpec {
+    /// A vxlan network with these subnets and default options.
+    #[must_use]
+    pub fn new(name: NetworkName, subnets: Vec<IpNet>) -> Self {
+        Self {
+            id: None,
+            name,
+            mode: Mode::Vxlan,
+            vni: None,
+            udp_port: None,
+            subnets,
+            mtu: None,
+            gateways: Vec::new(),
+            options: NetworkOptions::default(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn record(&self, id: NetworkId, vni: Vni) -> NetworkRecord {
+        let mut record = NetworkRecord::new(id, self.name.clone(), vni);
+        record.mode = self.mode;
+        record.udp_port = self.udp_port;
+        record.subnets.clone_from(&self.subnets);
+        record.mtu = self.mtu;
+        record.gateways.clone_from(&self.gateways);
+        record.options = self.options.clone();
+        record.labels = self.labels.clone();
+        record
+    }
+}
+
+/// Checks everything of a network that can be checked without the store.
+///
+/// # Errors
+///
+/// [`Error::Subnet`], [`Error::Gateway`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
+pub fn check(record: &NetworkRecord) -> Result<(), Error> {
+    if record.vni.get() == 0 {
+        return Err(Error::VniZero(record.vni));
+    }
+    check_subnets(&record.subnets)?;
+    check_gateways(record)?;
+    if let Some(mtu) = record.mtu {
+        let has_v6 = record.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
+        let (family, least) = if has_v6 { ("IPv6", MTU_MIN_V6) } else { ("IPv4", MTU_MIN_V4) };
+        if mtu < least {
+            return Err(Error::Mtu { mtu, family, least });
+        }
+    }
+    record.static_vteps.iter().try_for_each(check_vtep)
+}
+
+fn check_subnets(subnets: &[IpNet]) -> Result<(), Error> {
+    for (index, subnet) in subnets.iter().enumerate() {
+        let bad = |cause: String| Err(Error::Subnet { subnet: *subnet, cause });
+        if index >= SUBNETS_MAX {
+            return bad(format!("a network has at most {SUBNETS_MAX} subnets"));
+        }
+        if *subnet != subnet.trunc() {
+            return bad(format!("it has host bits set; did you mean {}?", subnet.trunc()));
+        }
+        let (longest, smallest) = if subnet.addr().is_ipv6() { (126, "/126") } else { (30, "/30") };
+        if subnet.prefix_len() > longest {
+            return bad(format!("it is too small; {smallest} is the smallest"));
+        }
+        let ip = subnet.addr();
+        if ip.is_multicast() || ip.is_loopback() || ip.is_unspecified() {
+            return bad("its addresses cannot be those of endpoints".to_owned());
+        }
+        if let Some(other) = subnets
+            .iter()
+            .take(index)
+            .find(|other| other.contains(subnet) || subnet.contains(*other))
+        {
+            return bad(format!("it overlaps with {other}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_gateways(record: &NetworkRecord) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for gateway in &record.gateways {
+        let bad = |cause| Err(Error::Gateway { gateway: *gateway, cause });
+        let Some(subnet) = record.subnet_of(*gateway) else {
+            return bad("it lies outside the subnets");
+        };
+        // What the gateways themselves exclude does not count here.
+        let ends = NetworkRecord { gateways: Vec::new(), ..record.clone() };
+        if plan::excluded(&ends, subnet, *gateway).is_some() {
+            return bad("it is the network or broadcast address");
+        }
+        if !seen.insert(subnet) {
+            return bad("its subnet has one already");
+        }
+    }
+    Ok(())
+}
+
+fn check_vtep(vtep: &StaticVtep) -> Result<(), Error> {
+    let bad = |cause: String| Err(Error::Vtep { address: vtep.address, cause });
+    let ip = vtep.address;
+    if ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
+        return bad("it is no unicast address of an underlay".to_owned());
+    }
+    if vtep.port == Some(0) {
+        return bad("its port is 0".to_owned());
+    }
+    match vtep.macs.iter().find(|known| !known.mac.is_unicast()) {
+        Some(known) => bad(format!("{} is no address of an interface", known.mac)),
+        None => Ok(()),
+    }
+}
+
+/// Creates a network: name, VNI and record in one transaction.
+///
+/// # Errors
+///
+/// What is wrong with `spec`, or who holds its name, id or VNI.
+pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, Error> {
+    let id = spec.id.clone().unwrap_or_else(NetworkId::random);
+    // Checked with any VNI, since the number is the last thing to be known.
+    check(&spec.record(id.clone(), spec.vni.unwrap_or(Vni::MAX)))?;
+    let span = info_span!("network", network = %spec.name);
+    async {
+        let _turn = store.turn().await;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                sleep(conflict_pause(attempt)).await;
+            }
+            let vni = match spec.vni {
+                Some(vni) => vni,
+                None => free_vni(store, attempt).await?,
+            };
+            if let Some(record) = try_create(store, spec, &id, vni).await? {
+                info!(vni = vni.get(), network = %record.id, "network created");
+                return Ok(record);
+            }
+        }
+        Err(store::Error::Busy { what: "creation of a network", attempts: ATTEMPTS }.into())
+    }
+    .instrument(span)
+    .await
+}
+
+/// One attempt; `None` when another network took the VNI that was chosen here.
+async fn try_create(
+    store: &Store,
+    spec: &NetworkSpec,
+    id: &NetworkId,
+    vni: Vni,
+) -> Result<Option<NetworkRecord>, Error> {
+    let record = spec.record(id.clone(), vni);
+    let name_key = Key::Name(spec.name.clone());
+    let id_key = Key::Network(id.clone());
+    let vni_key = Key::Vni(vni);
+    let when = vec![store.absent(&name_key), store.absent(&id_key), store.absent(&vni_key)];
+    let then = vec![
+        store.put(&name_key, &NameRecord::new(id.clone()), 0)?,
+        store.put(&id_key, &record, 0)?,
+        store.put(&vni_key, &VniRecord::new(id.clone()), 0)?,
+    ];
+    let or_else =
+        vec![store.read_key(&name_key), store.read_key(&id_key), store.read_key(&vni_key)];
+    let outcome = store.txn(when, then, or_else).await?;
+    if outcome.succeeded {
+        return Ok(Some(record));
+    }
+    let [names, networks, vnis] = outcome.reads.as_slice() else { return Ok(None) };
+    if let Some(entry) = networks.first() {
+        let present: Found<NetworkRecord> = Store::decode(&id_key, entry)?;
+        // The answer to our own earlier attempt was lost, its effect was not.
+        if spec.id.is_none() || present.record == record {
+            return Ok(Some(present.record));
+        }
+        return Err(Error::IdTaken(id.clone()));
+    }
+    if let Some(entry) = names.first() {
+        let holder: Found<NameRecord> = Store::decode(&name_key, entry)?;
+        return Err(Error::NameTaken { name: spec.name.clone(), id: holder.record.network });
+    }
+    match vnis.first() {
+        Some(entry) if spec.vni.is_some() => {
+            let holder: Found<VniRecord> = Store::decode(&vni_key, entry)?;
+            let id = holder.record.network;
+            let named = store.get::<NetworkRecord>(&Key::Network(id.clone())).await;
+            let holder = named
+                .ok()
+                .flatten()
+                .map_or_else(|| id.to_string(), |found| found.record.name.to_string());
+            Err(Error::VniTaken { vni, holder })
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The lowest free VNI, or after a lost race one of the next few.
+async fn free_vni(store: &Store, attempt: u32) -> Result<Vni, Error> {
+    let (_, entries) = store.list(Range::Vnis).await?;
+    let taken: BTreeSet<u32> = entries
+        .iter()
+        .filter_map(|entry| match store.keys().parse(&entry.key) {
+            Ok(Key::Vni(vni)) => Some(vni.get()),
+            _ => None,
+        })
+        .collect();
+    let few = 1_usize << attempt.min(5);
+    let free: Vec<Vni> = (FIRST_VNI..=Vni::MAX.get())
+        .filter(|number| !taken.contains(number))
+        .filter_map(Vni::new)
+        .take(few)
+        .collect();
+    if free.is_empty() {
+        return Err(Error::NoVni);
+    }
+    free.get(rand::random_range(0..free.len())).copied().ok_or(Error::NoVni)
+}
+
+/// The network of this name, or else of this id.
+///
+/// # Errors
+///
+/// [`Error::NotFound`], or why the store did not answer.
+pub async fn get(store: &Store, name_or_id: &str) -> Result<Found<NetworkRecord>, Error> {
+    let not_found = || Error::NotFound(name_or_id.to_owned());
+    if let Ok(name) = NetworkName::new(name_or_id)
+        && let Some(found) = store.get::<NameRecord>(&Key::Name(name)).await?
+    {
+        let key = Key::Network(found.record.network);
+        return store.get(&key).await?.ok_or_else(not_found);
+    }
+    let id = NetworkId::new(name_or_id).map_err(|_| not_found())?;
+    store.get(&Key::Network(id)).await?.ok_or_else(not_found)
+}
+
+/// All networks whose records can be read, by id.
+///
+/// # Errors
+///
+/// Why the store did not answer.
+pub async fn list(store: &Store) -> Result<Vec<Found<NetworkRecord>>, Error> {
+    let records = store.records(Range::Networks).await?;
+    Ok(records.into_iter().map(|(_, found)| found).collect())
+}
+
+/// Changes a network. `change` may be called several times, each time on the newest record. Id,
+/// name, mode, VNI and UDP port cannot change, subnets can only be added.
+///
+/// # Errors
+///
+/// What `change` returns, [`Error::Fixed`], what [`check`] finds, or why the store did not do it.
+pub async fn update(
+    store: &Store,
+    name_or_id: &str,
+    mut change: impl FnMut(&mut NetworkRecord) -> Result<(), Error>,
+) -> Result<NetworkRecord, Error> {
+    let mut tried = None;
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            sleep(conflict_pause(attempt)).await;
+        }
+        let found = get(store, name_or_id).await?;
+        let before = found.record;
+        // The answer to our own earlier attempt was lost, its effect was not.
+        if tried.as_ref() == Some(&before) {
+            return Ok(before);
+        }
+        let mut record = before.clone();
+        change(&mut record)?;
+        check_fixed(&before, &record)?;
+        check(&record)?;
+        if record == before {
+            return Ok(record);
+        }
+        let key = Key::Network(before.id);
+        let when = vec![store.unchanged(&key, found.mod_revision)];
+        let then = vec![store.put(&key, &record, 0)?];
+        if store.txn(when, then, Vec::new()).await?.succeeded {
+            return Ok(record);
+        }
+        tried = Some(record);
+    }
+    Err(store::Error::Busy { what: "change of a network", attempts: ATTEMPTS }.into())
+}
+
+fn check_fixed(before: &NetworkRecord, after: &NetworkRecord) -> Result<(), Error> {
+    let fixed = [
+        (before.id == after.id, "the id"),
+        (before.name == after.name, "the name"),
+        (before.mode == after.mode, "the mode"),
+        (before.vni == after.vni, "the VNI"),
+        (before.udp_port == after.udp_port, "the UDP port"),
+        (before.subnets.iter().all(|s| after.subnets.contains(s)), "a subnet"),
+    ];
+    match fixed.iter().find(|(same, _)| !same) {
+        Some((_, what)) => Err(Error::Fixed(what)),
+        None => Ok(()),
+    }
+}
+
+/// Removes a network with its name, VNI and blocks. With `force` its endpoints' records too, whose
+/// agents then detach them.
+///
+/// # Errors
+///
+/// [`Error::NotFound`], [`Error::InUse`], or why the store did not do it.
+pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<NetworkRecord, Error> {
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            sleep(conflict_pause(attempt)).await;
+        }
+        let found = get(store, name_or_id).await?;
+        let record = found.record;
+        let id_key = Key::Network(record.id.clone());
+        let mut when = vec![store.unchanged(&id_key, found.mod_revision)];
+        let all = |range| {
+            TxnOp::delete(store.keys().range(range), Some(DeleteOptions::new().with_prefix()))
+        };
+        let mut then = vec![
+            store.delete(&Key::Name(record.name.clone())),
+            store.delete(&id_key),
+            store.delete(&Key::Vni(record.vni)),
+            all(Range::Ipam(&record.id)),
+        ];
+        if force {
+            then.push(all(Range::Endpoints(&record.id)));
+        } else {
+            when.push(store.empty(Range::Endpoints(&record.id)));
+        }
+        if store.txn(when, then, Vec::new()).await?.succeeded {
+            info!(network = %record.id, vni = record.vni.get(), "network removed");
+            return Ok(record);
+        }
+        let endpoints: Vec<(Key, Found<EndpointRecord>)> =
+            store.records(Range::Endpoints(&record.id)).await?;
+        if !force && !endpoints.is_empty() {
+            let some: Vec<String> = endpoints
+                .iter()
+                .take(3)
+                .map(|(_, found)| {
+                    let endpoint = &found.record;
+                    let name = endpoint.name.as_deref().unwrap_or(endpoint.id.as_str());
+                    format!("{name} on {}", endpoint.host)
+                })
+                .collect();
+            let more = if endpoints.len() > some.len() { ", ..." } else { "" };
+            return Err(Error::InUse {
+                name: record.name,
+                count: endpoints.len(),
+                some: some.join(", ") + more,
+            });
+        }
+    }
+    Err(store::Error::Busy { what: "removal of a network", attempts: ATTEMPTS }.into())
+}
+
+/// Adds a static VTEP, or changes the one with its address: port, MTU and checksum are replaced,
+/// MACs are added, and one that is there already gets the new addresses.
+///
+/// # Errors
+///
+/// [`Error::VtepIsHost`] when a host advertises the address, [`Error::Vtep`], or as [`update`].
+pub async fn vtep_add(
+    store: &Store,
+    name_or_id: &str,
+    vtep: &StaticVtep,
+) -> Result<NetworkRecord, Error> {
+    check_vtep(vtep)?;
+    if let Some(claim) = store.get::<VtepClaimRecord>(&Key::VtepClaim(vtep.address)).await? {
+        let host = claim.record.host.to_string();
+        return Err(Error::VtepIsHost { address: vtep.address, host });
+    }
+    update(store, name_or_id, |record| {
+        let present = record.static_vteps.iter_mut().find(|other| other.address == vtep.address);
+        let Some(present) = present else {
+            record.static_vteps.push(vtep.clone());
+            return Ok(());
+        };
+        present.port = vtep.port;
+        present.mtu = vtep.mtu;
+        present.checksum = vtep.checksum;
+        for known in &vtep.macs {
+            present.macs.retain(|other| other.mac != known.mac);
+            present.macs.push(known.clone());
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Removes a static VTEP.
+///
+/// # Errors
+///
+/// [`Error::VtepNotFound`], or as [`update`].
+pub async fn vtep_remove(
+    store: &Store,
+    name_or_id: &str,
+    address: IpAddr,
+) -> Result<NetworkRecord, Error> {
+    update(store, name_or_id, |record| {
+        let before = record.static_vteps.len();
+        record.static_vteps.retain(|vtep| vtep.address != address);
+        if record.static_vteps.len() == before {
+            return Err(Error::VtepNotFound { name: record.name.clone(), address });
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(subnets: &[&str], gateways: &[&str]) -> Result<(), String> {
+        let subnets = subnets.iter().map(|text| text.parse().unwrap()).collect();
+        let mut spec = NetworkSpec::new(NetworkName::new("web").unwrap(), subnets);
+        spec.gateways = gateways.iter().map(|text| text.parse().unwrap()).collect();
+        let record = spec.record(NetworkId::random(), Vni::new(7).unwrap());
+        check(&record).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn subnets_are_checked() {
+        assert_eq!(checked(&["192.0.2.0/24", "2001:db8::/64"], &["192.0.2.1"]), Ok(()));
+        for (subnets, gateways, says) in [
+            (&["192.0.2.1/24"][..], &[][..], "did you mean 192.0.2.0/24?"),
+            (&["192.0.2.0/31"], &[], "too small"),
+            (&["2001:db8::/127"], &[], "too small"),
+            (&["192.0.2.0/24", "192.0.2.128/25"], &[], "overlaps with 192.0.2.0/24"),
+            (&["192.0.2.0/24", "192.0.2.0/24"], &[], "overlaps"),
+            (&["224.0.0.0/24"], &[], "endpoints"),
+            (&["192.0.2.0/24"], &["198.51.100.1"], "outside"),
+            (&["192.0.2.0/24"], &["192.0.2.255"], "broadcast"),
+            (&["192.0.2.0/24"], &["192.0.2.1", "192.0.2.2"], "one already"),
+        ] {
+            let error = checked(subnets, gateways).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The tables of one network: claims of endpoints, static entries, flood list.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+use encap::MacAddr;
+use fdb::{Delta, MacEntry, Neighbor, NetworkKey, Origin, OriginKind, Place, Revision, VtepKey};
+
+use super::{Claim, Conflict, Reconciler};
+use crate::key::{EndpointId, HostName, NetworkId};
+use crate::record::{EndpointRecord, NetworkRecord, StaticVtep};
+use crate::view::View;
+
+/// What the tables of one network hold, as far as it came from here.
+#[derive(Debug)]
+pub(super) struct Tables {
+    pub(super) key: NetworkKey,
+    params: Option<fdb::Network>,
+    /// What each endpoint claims, as last seen.
+    endpoints: HashMap<EndpointId, Claimant>,
+    /// Who claims what.
+    claims: HashMap<Claim, BTreeSet<EndpointId>>,
+    /// What is claimed more than once.
+    contested: BTreeSet<Claim>,
+    /// The winners' entries that are in the tables.
+    macs: HashMap<MacAddr, (Place, Revision)>,
+    neighbors: HashMap<IpAddr, (MacAddr, Place, Revision)>,
+    static_macs: BTreeMap<MacAddr, VtepKey>,
+    static_neighbors: BTreeMap<IpAddr, (MacAddr, VtepKey)>,
+    statics: Vec<VtepKey>,
+    flood: Vec<VtepKey>,
+    /// How many endpoints each host has here.
+    members: BTreeMap<HostName, usize>,
+    winners: HashMap<Claim, EndpointId>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Claimant {
+    host: HostName,
+    mac: MacAddr,
+    ips: Vec<IpAddr>,
+    revision: Revision,
+}
+
+impl Claimant {
+    fn claims(&self) -> impl Iterator<Item = Claim> {
+        std::iter::once(Claim::Mac(self.mac)).chain(self.ips.iter().map(|ip| Claim::Ip(*ip)))
+    }
+}
+
+impl Tables {
+    pub(super) fn new(key: NetworkKey) -> Self {
+        Self {
+            key,
+            params: None,
+            endpoints: HashMap::new(),
+            claims: HashMap::new(),
+            contested: BTreeSet::new(),
+            macs: HashMap::new(),
+            neighbors: HashMap::new(),
+            static_macs: BTreeMap::new(),
+            static_neighbors: BTreeMap::new(),
+            statics: Vec::new(),
+            flood: Vec::new(),
+            members: BTreeMap::new(),
+            winners: HashMap::new(),
+        }
+    }
+
+    /// Takes what an endpoint claims now and returns the claims that this touches.
+    fn note(
+        &mut self,
+        endpoint: &EndpointId,
+        record: Option<(&EndpointRecord, Revision)>,
+    ) -> Vec<Claim> {
+        let now = record.map(|(record, revision)| Claimant {
+            host: record.host.clone(),
+            mac: record.mac,
+            ips: record.ips.clone(),
+            revision,
+        });
+        let before = self.endpoints.remove(endpoint);
+        if now == before {
+            if let Some(now) = now {
+                self.endpoints.insert(endpoint.clone(), now);
+            }
+            return Vec::new();
+        }
+        let mut touched = HashSet::new();
+        if let Some(before) = before {
+            for claim in before.claims() {
+                if let Some(claimants) = self.claims.get_mut(&claim) {
+                    claimants.remove(endpoint);
+                    if claimants.is_empty() {
+                        self.claims.remove(&claim);
+                    }
+                }
+                touched.insert(claim);
+            }
+            if let Some(count) = self.members.get_mut(&before.host) {
+                *count -= 1;
+                if *count == 0 {
+                    self.members.remove(&before.host);
+                }
+            }
+        }
+        if let Some(now) = now {
+            for claim in now.claims() {
+                self.claims.entry(claim).or_default().insert(endpoint.clone());
+                touched.insert(claim);
+            }
+            *self.members.entry(now.host.clone()).or_default() += 1;
+            self.endpoints.insert(endpoint.clone(), now);
+        }
+        let mut touched: Vec<Claim> = touched.into_iter().collect();
+        // MACs after addresses would do as well, but the order must not depend on chance.
+        touched.sort_unstable();
+        touched
+    }
+
+    /// The claims of a host's endpoints.
+    fn claims_of(&self, host: &HostName) -> BTreeSet<Claim> {
+        let of_host = self.endpoints.values().filter(|claimant| claimant.host == *host);
+        of_host.flat_map(Claimant::claims).collect()
+    }
+
+    pub(super) fn conflicts(&self, network: &NetworkId) -> Vec<Conflict> {
+        let conflict = |claim: &Claim| {
+            let winner = self.winners.get(claim)?;
+            let host = |endpoint: &EndpointId| Some(self.endpoints.get(endpoint)?.host.clone());
+            let losers = self.claims.get(claim)?.iter().filter(|endpoint| *endpoint != winner);
+            Some(Conflict {
+                network: network.clone(),
+                claim: *claim,
+                winner: winner.clone(),
+                winner_host: host(winner)?,
+                losers: losers
+                    .filter_map(|endpoint| Some((endpoint.clone(), host(endpoint)?)))
+                    .collect(),
+            })
+        };
+        self.contested.iter().filter_map(conflict).collect()
+    }
+
+    /// Makes the store's entry of a MAC what it shall be.
+    fn put_mac(&mut self, mac: MacAddr, wanted: Option<(Place, Revision)>, out: &mut Vec<Delta>) {
+        let (network, before) = (self.key, self.macs.get(&mac).copied());
+        if before == wanted {
+            return;
+        }
+        let stays = matches!((before, wanted), (Some((_, old)), Some((_, new))) if new >= old);
+        if before.is_some() && !stays {
+            out.push(Delta::RemoveMac { network, mac, origin: OriginKind::Store });
+            self.macs.remove(&mac);
+        }
+        if let Some((place, revision)) = wanted {
+            let entry = MacEntry { place, origin: Origin::Store { revision } };
+            out.push(Delta::PutMac { network, mac, entry });
+            self.macs.insert(mac, (place, revision));
+        }
+    }
+
+    /// Makes the store's neighbor entry of an address what it shall be.
+    fn put_neighbor(
+        &mut self,
+        ip: IpAddr,
+        wanted: Option<(MacAddr, Place, Revision)>,
+        out: &mut Vec<Delta>,
+    ) {
+        let (network, before) = (self.key, self.neighbors.get(&ip).copied());
+        if before == wanted {
+            return;
+        }
+        let stays =
+            matches!((before, wanted), (Some((_, _, old)), Some((_, _, new))) if new >= old);
+        if before.is_some() && !stays {
+            out.push(Delta::RemoveNeighbor { network, ip, origin: OriginKind::Store });
+            self.neighbors.remove(&ip);
+        }
+        if let Some((mac, place, revision)) = wanted {
+            let neighbor = Neighbor { mac, place, origin: Origin::Store { revision } };
+            out.push(Delta::PutNeighbor { network, ip, neighbor });
+            self.neighbors.insert(ip, (mac, place, revision));
+        }
+    }
+
+    /// Makes the static entries what they shall be. The first VTEP that names a MAC or an address
+    /// has it.
+    fn put_statics(&mut self, vteps: &[(&StaticVtep, VtepKey)], out: &mut Vec<Delta>) {
+        let network = self.key;
+        let mut macs = BTreeMap::new();
+        let mut neighbors = BTreeMap::new();
+        for (vtep, key) in vteps {
+            for known in &vtep.macs {
+                macs.entry(known.mac).or_insert(*key);
+                for ip in &known.ips {
+                    neighbors.entry(*ip).or_insert((known.mac, *key));
+                }
+            }
+        }
+        let keys: Vec<VtepKey> = vteps.iter().map(|(_, key)| *key).collect();
+        if self.statics != keys {
+            out.push(Delta::SetStaticVteps { network, vteps: keys.clone() });
+            self.statics = keys;
+        }
+        for mac in self.static_macs.keys().filter(|mac| !macs.contains_key(*mac)) {
+            out.push(Delta::RemoveMac { network, mac: *mac, origin: OriginKind::Static });
+        }
+        for ip in self.static_neighbors.keys().filter(|ip| !neighbors.contains_key(*ip)) {
+            out.push(Delta::RemoveNeighbor { network, ip: *ip, origin: OriginKind::Static });
+        }
+        for (mac, key) in macs.iter().filter(|(mac, key)| self.static_macs.get(*mac) != Some(*key))
+        {
+            let entry = MacEntry { place: Place::Vtep(*key), origin: Origin::Static };
+            out.push(Delta::PutMac { network, mac: *mac, entry });
+        }
+        for (ip, (mac, key)) in &neighbors {
+            if self.static_neighbors.get(ip) != Some(&(*mac, *key)) {
+                let place = Place::Vtep(*key);
+                let neighbor = Neighbor { mac: *mac, place, origin: Origin::Static };
+                out.push(Delta::PutNeighbor { network, ip: *ip, neighbor });
+            }
+        }
+        self.static_macs = macs;
+        self.static_neighbors = neighbors;
+    }
+}
+
+impl Reconciler {
+    /// Parameters, static VTEPs and flood list of a network with tables.
+    pub(super) fn refresh_network(
+        &mut self,
+        view: &View,
+        record: &NetworkRecord,
+        out: &mut Vec<Delta>,
+    ) {
+        let params = self.params(&self.underlay(view), record);
+        let port = params.udp_port;
+        let Some(tables) = self.tables.get_mut(&record.id) else { return };
+        if tables.params.as_ref() != Some(&params) {
+            out.push(Delta::PutNetwork { key: tables.key, network: params.clone() });
+            tables.params = Some(params);
+        }
+        let mut vteps = Vec::with_capacity(record.static_vteps.len());
+        for vtep in &record.static_vteps {
+            let key = self.vteps.put_static(vtep, vtep.port.unwrap_or(port), out);
+            vteps.push((vtep, key));
+        }
+        tables.put_statics(&vteps, out);
+        self.refresh_flood(&record.id, out);
+        self.drop_statics(out);
+    }
+
+    /// Frees the slots of static VTEPs that no network with tables has.
+    pub(super) fn drop_statics(&mut self, out: &mut Vec<Delta>) {
+        let used: BTreeSet<VtepKey> =
+            self.tables.values().flat_map(|tables| tables.statics.iter().copied()).collect();
+        for key in self.vteps.statics().into_iter().filter(|key| !used.contains(key)) {
+            out.push(Delta::RemoveVtep { key });
+            self.vteps.release(key);
+        }
+    }
+
+    /// Parameters of all networks with tables: the MTU depends on the hosts.
+    pub(super) fn refresh_params(&mut self, view: &View, out: &mut Vec<Delta>) {
+        let underlay = self.underlay(view);
+        let ids: Vec<NetworkId> = self.tables.keys().cloned().collect();
+        for id in ids {
+            let Some(item) = view.network(&id) else { continue };
+            let params = self.params(&underlay, &item.record);
+            let Some(tables) = self.tables.get_mut(&id) else { continue };
+            if tables.params.as_ref() != Some(&params) {
+                out.push(Delta::PutNetwork { key: tables.key, network: params.clone() });
+                tables.params = Some(params);
+            }
+        }
+    }
+
+    /// Flood lists of all networks with tables.
+    pub(super) fn refresh_floods(&mut self, out: &mut Vec<Delta>) {
+        let ids: Vec<NetworkId> = self.tables.keys().cloned().collect();
+        for id in ids {
+            self.refresh_flood(&id, out);
+        }
+    }
+
+    fn refresh_flood(&mut self, network: &NetworkId, out: &mut Vec<Delta>) {
+        let Some(tables) = self.tables.get_mut(network) else { return };
+        let hosts = tables
+            .members
+            .keys()
+            .filter(|host| **host != self.own && !self.suspects.has_left(host))
+            .filter_map(|host| self.vteps.primary(host));
+        let mut flood: Vec<VtepKey> = hosts.chain(tables.statics.iter().copied()).collect();
+        flood.sort_unstable();
+        flood.dedup();
+        if tables.flood != flood {
+            out.push(Delta::SetFlood { network: tables.key, vteps: flood.clone() });
+            tables.flood = flood;
+        }
+    }
+
+    /// What all endpoints of a network claim, for tables that were just made.
+    pub(super) fn refresh_all_claims(
+        &mut self,
+        view: &View,
+        network: &NetworkId,
+        out: &mut Vec<Delta>,
+    ) {
+        let Some(tables) = self.tables.get_mut(network) else { return };
+        let mut touched = BTreeSet::new();
+        for item in view.endpoints_of(network) {
+            touched.extend(tables.note(&item.record.id, Some((&item.record, item.revision()))));
+        }
+        self.decide(network, touched, out);
+        self.refresh_flood(network, out);
+    }
+
+    /// One endpoint has changed.
+    pub(super) fn endpoint_changed(
+        &mut self,
+        view: &View,
+        network: &NetworkId,
+        endpoint: &EndpointId,
+        out: &mut Vec<Delta>,
+    ) {
+        let Some(tables) = self.tables.get_mut(network) else { return };
+        let item = view.endpoint(network, endpoint);
+        let touched =
+            tables.note(endpoint, item.map(|item| (item.record.as_ref(), item.revision())));
+        self.decide(network, touched, out);
+        self.refresh_flood(network, out);
+    }
+
+    /// A host's slot or standing has changed: what its endpoints claim is decided again.
+    pub(super) fn refresh_host(&mut self, host: &HostName, out: &mut Vec<Delta>) {
+        let ids: Vec<NetworkId> = self.tables.keys().cloned().collect();
+        for id in ids {
+            let Some(tables) = self.tables.get(&id) else { continue };
+            if !tables.members.contains_key(host) {
+                continue;
+            }
+            let touched = tables.claims_of(host);
+            self.decide(&id, touched, out);
+            self.refresh_flood(&id, out);
+        }
+    }
+
+    /// Puts the winners of these claims into the tables.
+    fn decide(
+        &mut self,
+        network: &NetworkId,
+        touched: impl IntoIterator<Item = Claim>,
+        out: &mut Vec<Delta>,
+    ) {
+        let Some(tables) = self.tables.get_mut(network) else { return };
+        for claim in touched {
+            let claimants = tables.claims.get(&claim);
+            // A host without a VTEP that we can reach has no place; it cannot win.
+            let placed = claimants.into_iter().flatten().filter_map(|endpoint| {
+                let claimant = tables.endpoints.get(endpoint)?;
+                let place = if claimant.host == self.own {
+                    Place::Local
+                } else {
+                    Place::Vtep(self.vteps.primary(&claimant.host)?)
+                };
+                let alive = !self.suspects.contains(&claimant.host);
+                Some(((alive, claimant.revision, endpoint), claimant.mac, place))
+            });
+            let winner =
+                placed.max_by(|a, b| a.0.cmp(&b.0)).map(|((_, revision, endpoint), mac, place)| {
+                    (endpoint.clone(), mac, place, revision)
+                });
+            if claimants.is_some_and(|claimants| claimants.len() > 1) {
+                tables.contested.insert(claim);
+            } else {
+                tables.contested.remove(&claim);
+            }
+            match &winner {
+                Some((endpoint, ..)) => tables.winners.insert(claim, endpoint.clone()),
+                None => tables.winners.remove(&claim),
+            };
+            match claim {
+                Claim::Mac(mac) => {
+                    let entry = winner.map(|(_, _, place, revision)| (place, revision));
+                    tables.put_mac(mac, entry, out);
+                }
+                Claim::Ip(ip) => {
+                    let entry = winner.map(|(_, mac, place, revision)| (mac, place, revision));
+                    tables.put_neighbor(ip, entry, out);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The dense slots of VTEPs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use fdb::{Delta, Vtep, VtepKey};
+
+use super::{Defaults, Slots};
+use crate::key::HostName;
+use crate::record::{HostRecord, StaticVtep};
+
+/// Whose slot it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Slot {
+    /// The `ordinal`-th VTEP of a family of a host. Not by address, so that a host which changes its
+    /// address keeps its slot, and what points to it.
+    Host { host: HostName, ipv6: bool, ordinal: u32 },
+    /// A static VTEP.
+    Static(IpAddr),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Vteps {
+    slots: Slots<Slot>,
+    keys: HashMap<Slot, VtepKey>,
+    put: HashMap<VtepKey, Vtep>,
+    /// The slots of each host, and the one it is reached by.
+    hosts: BTreeMap<HostName, Hosted>,
+}
+
+#[derive(Debug, Default)]
+struct Hosted {
+    keys: Vec<VtepKey>,
+    primary: Option<VtepKey>,
+}
+
+impl Vteps {
+    pub(super) fn slot(&self, key: VtepKey) -> Option<&Slot> {
+        self.slots.get(key.0)
+    }
+
+    pub(super) fn primary(&self, host: &HostName) -> Option<VtepKey> {
+        self.hosts.get(host)?.primary
+    }
+
+    pub(super) fn hosts(&self) -> impl Iterator<Item = HostName> {
+        self.hosts.keys().cloned()
+    }
+
+    /// Puts the VTEPs of a host and returns the slots that it no longer has, which the caller
+    /// frees when nothing points to them.
+    pub(super) fn put_host(
+        &mut self,
+        host: &HostName,
+        record: Option<&HostRecord>,
+        suspect: bool,
+        defaults: &Defaults,
+        out: &mut Vec<Delta>,
+    ) -> Vec<VtepKey> {
+        let before = self.hosts.remove(host).unwrap_or_default();
+        let mut hosted = Hosted::default();
+        let mut ordinals = [0_u32; 2];
+        for vtep in record.iter().flat_map(|record| &record.vteps) {
+            let ipv6 = vtep.advertise.is_ipv6();
+            let Some(count) = ordinals.get_mut(usize::from(ipv6)) else { continue };
+            let slot = Slot::Host { host: host.clone(), ipv6, ordinal: *count };
+            *count += 1;
+            let key = self.key(slot);
+            let mtu = if vtep.mtu != 0 {
+                vtep.mtu
+            } else {
+                record.map_or(0, |record| record.underlay_mtu)
+            };
+            let wanted = Vtep {
+                address: vtep.advertise,
+                port: vtep.port,
+                mtu,
+                accept: vtep.accept.clone(),
+                host: Some(host.as_str().into()),
+                checksum: vtep.checksum,
+                suspect,
+            };
+            self.put(key, wanted, out);
+            hosted.keys.push(key);
+            let ours = |own: &crate::record::VtepRecord| own.advertise.is_ipv6() == ipv6;
+            if hosted.primary.is_none()
+                && (defaults.vteps.is_empty() || defaults.vteps.iter().any(ours))
+            {
+                hosted.primary = Some(key);
+            }
+        }
+        let gone = before.keys.into_iter().filter(|key| !hosted.keys.contains(key)).collect();
+        if record.is_some() {
+            self.hosts.insert(host.clone(), hosted);
+        }
+        gone
+    }
+
+    /// Puts a static VTEP. The first network that names an address decides port and MTU.
+    pub(super) fn put_static(
+        &mut self,
+        vtep: &StaticVtep,
+        port: u16,
+        out: &mut Vec<Delta>,
+    ) -> VtepKey {
+        let key = self.key(Slot::Static(vtep.address));
+        let wanted = Vtep {
+            address: vtep.address,
+            port,
+            mtu: vtep.mtu,
+            accept: Vec::new(),
+            host: None,
+            checksum: vtep.checksum,
+            suspect: false,
+        };
+        self.put(key, wanted, out);
+        key
+    }
+
+    /// The slots of static VTEPs.
+    pub(super) fn statics(&self) -> Vec<VtepKey> {
+        let statics = self.keys.iter().filter(|(slot, _)| matches!(slot, Slot::Static(_)));
+        let mut keys: Vec<VtepKey> = statics.map(|(_, key)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// Frees a slot.
+    pub(super) fn release(&mut self, key: VtepKey) {
+        if let Some(slot) = self.slots.get(key.0) {
+            self.keys.remove(slot);
+        }
+        self.put.remove(&key);
+        self.slots.release(key.0);
+    }
+
+    fn key(&mut self, slot: Slot) -> VtepKey {
+        if let Some(key) = self.keys.get(&slot) {
+            return *key;
+        }
+        let key = VtepKey(self.slots.take(slot.clone()));
+        self.keys.insert(slot, key);
+        key
+    }
+
+    fn put(&mut self, key: VtepKey, wanted: Vtep, out: &mut Vec<Delta>) {
+        if self.put.get(&key) != Some(&wanted) {
+            self.put.insert(key, wanted.clone());
+            out.push(Delta::PutVtep { key, vtep: wanted });
+        }
+    }
+}

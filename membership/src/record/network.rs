@@ -1,0 +1,470 @@
+//! Networks and endpoints.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use encap::mtu::Encapsulation;
+use encap::{MacAddr, Vni};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::host::yes;
+use super::{Extra, Stored, VERSION};
+use crate::key::{EndpointId, HostName, Key, NetworkId, NetworkName};
+
+/// How a network is carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// IP packets in IP, protocol 4 or 41.
+    IpIp,
+    /// IP packets in UDP.
+    IpUdp,
+    /// Ethernet frames in VXLAN.
+    #[default]
+    Vxlan,
+}
+
+impl Mode {
+    /// Its name in records and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IpIp => "ipip",
+            Self::IpUdp => "ipudp",
+            Self::Vxlan => "vxlan",
+        }
+    }
+
+    /// The encapsulation for MTU arithmetic.
+    #[must_use]
+    pub const fn encapsulation(self) -> Encapsulation {
+        match self {
+            Self::IpIp => Encapsulation::IpIp,
+            Self::IpUdp => Encapsulation::IpUdp,
+            Self::Vxlan => Encapsulation::Vxlan,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// An option of a network that cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// No mode of this name.
+    #[error("mode `{0}` is not known: write vxlan, ipip or ipudp")]
+    Mode(String),
+    /// No option of this name.
+    #[error("network option `{name}` is not known: the options are {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that exist.
+        known: String,
+    },
+    /// A value that the option does not take.
+    #[error("network option `{name}` cannot be `{value}`: write {allowed}")]
+    Value {
+        /// The name.
+        name: &'static str,
+        /// The value.
+        value: String,
+        /// What it takes.
+        allowed: &'static str,
+    },
+}
+
+impl FromStr for Mode {
+    type Err = OptionError;
+
+    fn from_str(text: &str) -> Result<Self, OptionError> {
+        match text {
+            "ipip" => Ok(Self::IpIp),
+            "ipudp" => Ok(Self::IpUdp),
+            "vxlan" => Ok(Self::Vxlan),
+            _ => Err(OptionError::Mode(text.to_owned())),
+        }
+    }
+}
+
+/// How the source of received frames is checked ([`fdb::SourceCheck`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SourceCheck {
+    /// The MAC must not belong to another VTEP.
+    #[serde(rename = "mac")]
+    Mac,
+    /// The address neither.
+    #[serde(rename = "mac+ip")]
+    MacIp,
+    /// The MAC must be known.
+    #[serde(rename = "strict")]
+    Strict,
+}
+
+impl From<SourceCheck> for fdb::SourceCheck {
+    fn from(check: SourceCheck) -> Self {
+        match check {
+            SourceCheck::Mac => Self::Mac,
+            SourceCheck::MacIp => Self::MacIp,
+            SourceCheck::Strict => Self::Strict,
+        }
+    }
+}
+
+/// Who carries traffic between two endpoints of one host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Local {
+    /// The kernel's bridge.
+    #[default]
+    Kernel,
+    /// The switch, which sees everything then.
+    Switch,
+}
+
+/// A foreign data path that the network shall behave like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compat {
+    /// Docker Swarm's overlay: outer DF clear, no broadcast on the wire.
+    Swarm,
+}
+
+/// The options of a network. `None` is the default, which may depend on other fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkOptions {
+    /// Whether MACs are learned; default: only where static VTEPs exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning: Option<bool>,
+    /// Whether unknown unicast is flooded; default: where the network learns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flood_unknown: Option<bool>,
+    /// Whether broadcast and multicast cross hosts; default: yes, without `compat=swarm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<bool>,
+    /// How sources are checked; default: `mac`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_check: Option<SourceCheck>,
+    /// Who carries traffic within a host; default: the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<Local>,
+    /// A foreign data path to behave like; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compat: Option<Compat>,
+    /// Whether endpoints reach the outside by masquerading; default: no.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nat_outgoing: Option<bool>,
+    /// Options of later versions.
+    #[serde(flatten)]
+    pub other: Extra,
+}
+
+impl NetworkOptions {
+    /// The names that [`Self::set`] takes.
+    pub const NAMES: [&'static str; 7] = [
+        "broadcast",
+        "compat",
+        "flood_unknown",
+        "learning",
+        "local",
+        "nat_outgoing",
+        "source_check",
+    ];
+
+    /// Takes one option over from `other`, such as the default.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Unknown`].
+    pub fn copy(&mut self, name: &str, other: &Self) -> Result<(), OptionError> {
+        match name.replace('-', "_").as_str() {
+            "broadcast" => self.broadcast = other.broadcast,
+            "compat" => self.compat = other.compat,
+            "flood_unknown" => self.flood_unknown = other.flood_unknown,
+            "learning" => self.learning = other.learning,
+            "local" => self.local = other.local,
+            "nat_outgoing" => self.nat_outgoing = other.nat_outgoing,
+            "source_check" => self.source_check = other.source_check,
+            _ => {
+                return Err(OptionError::Unknown {
+                    name: name.to_owned(),
+                    known: Self::NAMES.join(", "),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets one option from texts, as the command line and Docker give them. `-` in the name is
+    /// taken as `_`, an empty value as `true` where the option is a switch.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError`], which names what is allowed.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
+        fn switch(name: &'static str, value: &str) -> Result<Option<bool>, OptionError> {
+            match value {
+                "" | "true" | "on" | "yes" | "1" => Ok(Some(true)),
+                "false" | "off" | "no" | "0" => Ok(Some(false)),
+                _ => Err(OptionError::Value {
+                    name,
+                    value: value.to_owned(),
+                    allowed: "true or false",
+                }),
+            }
+        }
+        let bad = |name, allowed| OptionError::Value { name, value: value.to_owned(), allowed };
+        match name.replace('-', "_").as_str() {
+            "broadcast" => self.broadcast = switch("broadcast", value)?,
+            "compat" => {
+                self.compat = match value {
+                    "swarm" => Some(Compat::Swarm),
+                    "none" => None,
+                    _ => return Err(bad("compat", "swarm or none")),
+                }
+            }
+            "flood_unknown" => self.flood_unknown = switch("flood_unknown", value)?,
+            "learning" => self.learning = switch("learning", value)?,
+            "local" => {
+                self.local = match value {
+                    "kernel" => Some(Local::Kernel),
+                    "switch" => Some(Local::Switch),
+                    _ => return Err(bad("local", "kernel or switch")),
+                }
+            }
+            "nat_outgoing" => self.nat_outgoing = switch("nat_outgoing", value)?,
+            "source_check" => {
+                self.source_check = match value {
+                    "mac" => Some(SourceCheck::Mac),
+                    "mac+ip" => Some(SourceCheck::MacIp),
+                    "strict" => Some(SourceCheck::Strict),
+                    _ => return Err(bad("source_check", "strict, mac or mac+ip")),
+                }
+            }
+            _ => {
+                return Err(OptionError::Unknown {
+                    name: name.to_owned(),
+                    known: Self::NAMES.join(", "),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A network, at `networks/NETWORK`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// Its id, as in the key.
+    pub id: NetworkId,
+    /// The user's name for it.
+    pub name: NetworkName,
+    /// How it is carried.
+    pub mode: Mode,
+    /// Its number, unique in the store; on the wire in vxlan networks.
+    pub vni: Vni,
+    /// Its UDP port where that is not each VTEP's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
+    /// The prefixes that endpoints have addresses of, at most one of each family gives a default
+    /// address.
+    #[serde(default)]
+    pub subnets: Vec<IpNet>,
+    /// The inner MTU that was asked for; `None` is the largest that every host can carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Gateway addresses, at most one per subnet; empty means that there is none.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Its options.
+    #[serde(default)]
+    pub options: NetworkOptions,
+    /// The user's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// VTEPs outside the store: kernel vxlan, OVS, hardware.
+    #[serde(default)]
+    pub static_vteps: Vec<StaticVtep>,
+    /// When it was created, in seconds since 1970, for people.
+    #[serde(default)]
+    pub created: u64,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl NetworkRecord {
+    /// A vxlan network without subnets and with default options.
+    #[must_use]
+    pub fn new(id: NetworkId, name: NetworkName, vni: Vni) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            name,
+            mode: Mode::Vxlan,
+            vni,
+            udp_port: None,
+            subnets: Vec::new(),
+            mtu: None,
+            gateways: Vec::new(),
+            options: NetworkOptions::default(),
+            labels: BTreeMap::new(),
+            static_vteps: Vec::new(),
+            created: super::now_seconds(),
+            extra: Extra::new(),
+        }
+    }
+
+    /// The subnet that an address lies in.
+    #[must_use]
+    pub fn subnet_of(&self, ip: IpAddr) -> Option<IpNet> {
+        self.subnets.iter().copied().find(|subnet| subnet.contains(&ip))
+    }
+
+    /// The gateway of a subnet.
+    #[must_use]
+    pub fn gateway_of(&self, subnet: IpNet) -> Option<IpAddr> {
+        self.gateways.iter().copied().find(|gateway| subnet.contains(gateway))
+    }
+}
+
+impl Stored for NetworkRecord {
+    fn contradicts(&self, key: &Key) -> Option<Key> {
+        let named = Key::Network(self.id.clone());
+        (named != *key).then_some(named)
+    }
+}
+
+/// A VTEP outside the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StaticVtep {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its UDP port; `None` is the network's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// MTU of the underlay towards it in bytes; 0 when it is unknown.
+    #[serde(default)]
+    pub mtu: u16,
+    /// Whether the outer UDP checksum is filled in towards it.
+    #[serde(default = "yes")]
+    pub checksum: bool,
+    /// What is known to be behind it; the rest is learned.
+    #[serde(default)]
+    pub macs: Vec<StaticMac>,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl StaticVtep {
+    /// A VTEP with nothing known behind it.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Self {
+        Self { address, port: None, mtu: 0, checksum: true, macs: Vec::new(), extra: Extra::new() }
+    }
+}
+
+/// A MAC behind a static VTEP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticMac {
+    /// The MAC.
+    pub mac: MacAddr,
+    /// Its addresses.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+}
+
+/// An endpoint, at `endpoints/NETWORK/ENDPOINT`. Not under a lease: a host that loses the store
+/// keeps its endpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EndpointRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// Its id, as in the key.
+    pub id: EndpointId,
+    /// Its network, as in the key.
+    pub network: NetworkId,
+    /// The host it is on.
+    pub host: HostName,
+    /// The host's incarnation that wrote the record.
+    pub incarnation: u64,
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses, at most one per subnet.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// The user's name for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The user's labels, and what the driver that made it notes.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// When it was created, in seconds since 1970, for people.
+    #[serde(default)]
+    pub created: u64,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Stored for EndpointRecord {
+    fn contradicts(&self, key: &Key) -> Option<Key> {
+        let named = Key::Endpoint(self.network.clone(), self.id.clone());
+        (named != *key).then_some(named)
+    }
+}
+
+/// The network of a name, at `names/NAME`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NameRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// The network.
+    pub network: NetworkId,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl NameRecord {
+    /// A name of `network`.
+    #[must_use]
+    pub fn new(network: NetworkId) -> Self {
+        Self { version: VERSION, network, extra: Extra::new() }
+    }
+}
+
+impl Stored for NameRecord {}
+
+/// The network that holds a VNI, at `vnis/VNI`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VniRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// The network.
+    pub network: NetworkId,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl VniRecord {
+    /// A VNI held by `network`.
+    #[must_use]
+    pub fn new(network: NetworkId) -> Self {
+        Self { version: VERSION, network, extra: Extra::new() }
+    }
+}
+
+impl Stored for VniRecord {}

@@ -1,0 +1,220 @@
+//! Stores to test against: the real etcd and the embedded one.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use membership::embedded;
+use membership::store::{Store, StoreConfig};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+/// Every wait for a condition ends here.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Embedded,
+    Etcd,
+}
+
+/// Defines each function as a test against both backends.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod etcd { $( #[test] fn $name() {
+            $crate::common::run($crate::common::Backend::Etcd, super::$name);
+        } )* }
+        mod embedded { $( #[test] fn $name() {
+            $crate::common::run($crate::common::Backend::Embedded, super::$name);
+        } )* }
+    };
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An etcd process. Killed when dropped.
+pub struct Etcd {
+    directory: TempDir,
+    port: u16,
+    peer: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    pub fn start() -> Self {
+        let (port, peer) = (free_port(), free_port());
+        let mut etcd = Self { directory: tempfile::tempdir().unwrap(), port, peer, child: None };
+        etcd.spawn();
+        etcd
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn spawn(&mut self) {
+        let path: &Path = etcd_bin_vendored_linux_amd64::etcd_bin_path().unwrap();
+        let peer = format!("http://127.0.0.1:{}", self.peer);
+        let child = Command::new(path)
+            .args(["--name", "t", "--log-level", "error", "--unsafe-no-fsync"])
+            .arg("--data-dir")
+            .arg(self.directory.path())
+            .args(["--listen-client-urls", &self.url()])
+            .args(["--advertise-client-urls", &self.url()])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("t={peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The etcd that tests of one binary share while several run; the last one ends it.
+static SHARED: Mutex<Weak<Etcd>> = Mutex::new(Weak::new());
+
+fn shared() -> Arc<Etcd> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let etcd = Arc::new(Etcd::start());
+        *shared = Arc::downgrade(&etcd);
+        etcd
+    })
+}
+
+enum Server {
+    Alone(Box<Etcd>),
+    Embedded { server: Option<embedded::Server>, config: embedded::Config, _directory: TempDir },
+    Shared(Arc<Etcd>),
+}
+
+/// A store to test against, with a prefix of its own.
+pub struct World {
+    server: Server,
+    url: String,
+    prefix: String,
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+impl World {
+    async fn new(backend: Backend, alone: bool) -> Self {
+        let (server, url) = match backend {
+            Backend::Etcd if alone => {
+                let etcd = Etcd::start();
+                let url = etcd.url();
+                (Server::Alone(Box::new(etcd)), url)
+            }
+            Backend::Etcd => {
+                let etcd = shared();
+                let url = etcd.url();
+                (Server::Shared(etcd), url)
+            }
+            Backend::Embedded => {
+                let directory = tempfile::tempdir().unwrap();
+                let listen = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+                let config = embedded::Config::new(listen, directory.path());
+                let server = embedded::Server::start(config.clone()).await.unwrap();
+                let url = format!("http://{listen}");
+                (Server::Embedded { server: Some(server), config, _directory: directory }, url)
+            }
+        };
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("/test-{}-{count}", std::process::id());
+        let world = Self { server, url, prefix };
+        world.answers().await;
+        world
+    }
+
+    /// A server that no other test uses, for tests that end or compact it.
+    pub async fn alone(backend: Backend) -> Self {
+        Self::new(backend, true).await
+    }
+
+    pub fn config(&self) -> StoreConfig {
+        let mut config = StoreConfig::new([self.url.clone()]);
+        config.prefix.clone_from(&self.prefix);
+        config
+    }
+
+    /// A client with a connection of its own, as another host has.
+    pub fn store(&self) -> Store {
+        Store::lazy(self.config()).unwrap()
+    }
+
+    async fn answers(&self) {
+        let store = self.store();
+        until("the store answers", async || store.status().await.is_ok()).await;
+    }
+
+    /// The library's client, to put things that our own would not.
+    pub async fn raw(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([&self.url], None).await.unwrap()
+    }
+
+    /// Ends the server, as hard as it can be.
+    pub async fn stop(&mut self) {
+        match &mut self.server {
+            Server::Alone(etcd) => etcd.kill(),
+            Server::Embedded { server, .. } => {
+                if let Some(server) = server.take() {
+                    server.shutdown().await;
+                }
+            }
+            Server::Shared(_) => panic!("a shared server is not stopped"),
+        }
+    }
+
+    /// Starts the server again on its data.
+    pub async fn restart(&mut self) {
+        match &mut self.server {
+            Server::Alone(etcd) => etcd.spawn(),
+            Server::Embedded { server, config, .. } => {
+                *server = Some(embedded::Server::start(config.clone()).await.unwrap());
+            }
+            Server::Shared(_) => panic!("a shared server is not restarted"),
+        }
+        self.answers().await;
+    }
+}
+
+/// Runs one test body in a runtime of its own.
+pub fn run<F: Future<Output = ()>>(backend: Backend, body: impl FnOnce(Backend, World) -> F) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(backend, false).await;
+        body(backend, world).await;
+    });
+}
+
+/// Waits until `condition` holds; panics with `what` at the deadline.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,338 @@
+//! Networks, addresses, endpoints: against etcd and the embedded store.
+#![allow(missing_docs, unreachable_pub)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use common::{Backend, World, until};
+use encap::{MacAddr, Vni};
+use membership::endpoint::{self, EndpointSpec};
+use membership::ipam::{self, REST};
+use membership::key::{EndpointId, HostName, Key, Keys, NetworkName};
+use membership::network::{self, NetworkSpec};
+use membership::record::{NetworkRecord, StaticMac, StaticVtep};
+use membership::store::Store;
+
+on_both!(
+    an_unreadable_block_is_left_alone,
+    bad_credentials_and_absent_stores_are_told,
+    concurrent_allocation_gives_no_address_twice,
+    docker_takes_an_address_first,
+    endpoint_errors_name_the_holder,
+    exhaustion_and_borrowing,
+    networks_are_created_once,
+    networks_are_changed_and_removed,
+    released_addresses_rest,
+    static_vteps,
+    vnis_are_given_out_once,
+);
+
+fn name(text: &str) -> NetworkName {
+    NetworkName::new(text).unwrap()
+}
+
+fn host(text: &str) -> HostName {
+    HostName::new(text).unwrap()
+}
+
+fn spec(text: &str, subnets: &[&str]) -> NetworkSpec {
+    NetworkSpec::new(name(text), subnets.iter().map(|subnet| subnet.parse().unwrap()).collect())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn wanting(ips: &[&str]) -> EndpointSpec {
+    EndpointSpec { ips: ips.iter().map(|text| ip(text)).collect(), ..EndpointSpec::default() }
+}
+
+async fn attach(
+    store: &Store,
+    network: &NetworkRecord,
+    on: &str,
+    spec: &EndpointSpec,
+) -> Result<membership::record::EndpointRecord, endpoint::Error> {
+    endpoint::create(store, network, &host(on), 1, spec).await
+}
+
+async fn networks_are_created_once(_: Backend, world: World) {
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        let store = world.store();
+        tasks.push(tokio::spawn(async move {
+            network::create(&store, &spec("web", &["192.0.2.0/24"])).await
+        }));
+    }
+    let mut winners = Vec::new();
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(record) => winners.push(record),
+            Err(error) => assert!(matches!(error, network::Error::NameTaken { .. }), "{error}"),
+        }
+    }
+    assert_eq!(winners.len(), 1);
+    assert_eq!(winners[0].vni, Vni::new(4096).unwrap());
+    let store = world.store();
+    let found = network::get(&store, "web").await.unwrap().record;
+    assert_eq!(found, winners[0]);
+    assert_eq!(network::get(&store, found.id.as_str()).await.unwrap().record, found);
+    let error = network::get(&store, "nothing").await.unwrap_err().to_string();
+    assert!(error.contains("nothing") && error.contains("network ls"), "{error}");
+}
+
+async fn vnis_are_given_out_once(_: Backend, world: World) {
+    let mut tasks = Vec::new();
+    for number in 0..12 {
+        let store = world.store();
+        tasks.push(tokio::spawn(async move {
+            network::create(&store, &spec(&format!("n{number}"), &["192.0.2.0/24"])).await.unwrap()
+        }));
+    }
+    let mut vnis = BTreeSet::new();
+    for task in tasks {
+        assert!(vnis.insert(task.await.unwrap().vni));
+    }
+    let store = world.store();
+    let mut wanted = spec("pinned", &[]);
+    wanted.vni = vnis.first().copied();
+    let error = network::create(&store, &wanted).await.unwrap_err();
+    let network::Error::VniTaken { holder, .. } = &error else { panic!("{error}") };
+    assert!(holder.starts_with('n'), "{error}");
+    // Several want the same free one: one has it, the others are told who.
+    let mut tasks = Vec::new();
+    for number in 0..6 {
+        let store = world.store();
+        let mut wanted = spec(&format!("same{number}"), &[]);
+        wanted.vni = Vni::new(77);
+        tasks.push(tokio::spawn(async move { network::create(&store, &wanted).await }));
+    }
+    let mut won = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => won += 1,
+            Err(error) => assert!(matches!(error, network::Error::VniTaken { .. }), "{error}"),
+        }
+    }
+    assert_eq!((won, network::list(&store).await.unwrap().len()), (1, 13));
+}
+
+async fn networks_are_changed_and_removed(_: Backend, world: World) {
+    let store = world.store();
+    let created = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let endpoint = attach(&store, &created, "h1", &EndpointSpec::default()).await.unwrap();
+    let changed = network::update(&store, "web", |record| {
+        record.mtu = Some(1400);
+        Ok(())
+    });
+    assert_eq!(changed.await.unwrap().mtu, Some(1400));
+    let fixed = network::update(&store, "web", |record| {
+        record.subnets.clear();
+        Ok(())
+    });
+    assert_eq!(fixed.await.unwrap_err(), network::Error::Fixed("a subnet"));
+
+    let error = network::remove(&store, "web", false).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, network::Error::InUse { count: 1, .. }), "{text}");
+    assert!(text.contains(endpoint.id.as_str()) && text.contains("h1"), "{text}");
+    network::remove(&store, "web", true).await.unwrap();
+    let (_, rest) = store.list(membership::key::Range::All).await.unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
+    let gone = attach(&store, &created, "h1", &EndpointSpec::default()).await.unwrap_err();
+    assert!(matches!(gone, endpoint::Error::NetworkGone(_)), "{gone}");
+    // The name and the VNI are free again.
+    assert_eq!(
+        network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap().vni,
+        created.vni
+    );
+}
+
+async fn static_vteps(_: Backend, world: World) {
+    let store = world.store();
+    network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let mac = MacAddr([0, 0, 0x5e, 0, 0x53, 1]);
+    let mut vtep = StaticVtep::new(ip("198.51.100.9"));
+    network::vtep_add(&store, "web", &vtep).await.unwrap();
+    vtep.macs.push(StaticMac { mac, ips: vec![ip("192.0.2.9")] });
+    let record = network::vtep_add(&store, "web", &vtep).await.unwrap();
+    assert_eq!(record.static_vteps, vec![vtep.clone()]);
+    let record = network::vtep_remove(&store, "web", vtep.address).await.unwrap();
+    assert!(record.static_vteps.is_empty());
+    let again = network::vtep_remove(&store, "web", vtep.address).await.unwrap_err();
+    assert!(matches!(again, network::Error::VtepNotFound { .. }), "{again}");
+}
+
+async fn concurrent_allocation_gives_no_address_twice(_: Backend, world: World) {
+    let subnets = ["198.51.100.0/25", "2001:db8::/120"];
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &subnets)).await.unwrap();
+    let mut tasks = Vec::new();
+    for number in 0..4 {
+        // Two of the four tasks are on the same host, through connections of their own.
+        let on = format!("h{}", number % 3);
+        let (store, network) = (world.store(), network.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut made = Vec::new();
+            for round in 0..14 {
+                let endpoint = attach(&store, &network, &on, &EndpointSpec::default()).await;
+                made.push(endpoint.unwrap());
+                if round % 4 == 3 {
+                    let gone: membership::record::EndpointRecord = made.remove(0);
+                    endpoint::remove(&store, &network.id, &gone.id, REST).await.unwrap();
+                }
+            }
+            made
+        }));
+    }
+    let mut ips = BTreeSet::new();
+    let mut macs = BTreeSet::new();
+    let mut count = 0;
+    for task in tasks {
+        for endpoint in task.await.unwrap() {
+            assert_eq!(endpoint.ips.len(), 2, "one address of each family");
+            assert!(macs.insert(endpoint.mac), "{endpoint:?}");
+            for ip in &endpoint.ips {
+                assert!(ips.insert(*ip), "{ip} given twice");
+                assert!(network.subnet_of(*ip).is_some());
+            }
+            count += 1;
+        }
+    }
+    assert_eq!(endpoint::list(&store, &network.id).await.unwrap().len(), count);
+    // The blocks' maps, the address records and the endpoints tell the same.
+    let (_, blocks) = store.list(membership::key::Range::Blocks(&network.id)).await.unwrap();
+    let mut allocated = 0;
+    for entry in &blocks {
+        let key = store.keys().parse(&entry.key).unwrap();
+        let found = store.get::<membership::record::BlockRecord>(&key).await.unwrap().unwrap();
+        allocated += found.record.allocated.count();
+    }
+    let (_, addresses) = store.list(membership::key::Range::Addresses(&network.id)).await.unwrap();
+    assert_eq!((allocated as usize, addresses.len()), (ips.len(), ips.len()));
+}
+
+async fn released_addresses_rest(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/29"])).await.unwrap();
+    let rest = Duration::from_secs(2);
+    let first = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    assert_eq!(first.ips, vec![ip("192.0.2.1")]);
+    assert_eq!(first.mac.to_string(), "02:42:c0:00:02:01");
+    endpoint::remove(&store, &network.id, &first.id, rest).await.unwrap();
+    let again = endpoint::remove(&store, &network.id, &first.id, rest).await.unwrap_err();
+    assert!(matches!(again, endpoint::Error::NotFound { .. }), "{again}");
+    let second = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    assert_eq!(second.ips, vec![ip("192.0.2.2")], "the first one rests");
+    // Whoever asks for the resting address gets it.
+    let wanted = attach(&store, &network, "h2", &wanting(&["192.0.2.1"])).await.unwrap();
+    endpoint::remove(&store, &network.id, &wanted.id, rest).await.unwrap();
+    until("the rest is over", async || {
+        let (_, resting) = store.list(membership::key::Range::Resting(&network.id)).await.unwrap();
+        resting.is_empty()
+    })
+    .await;
+    let third = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    assert_eq!(third.ips, vec![ip("192.0.2.1")]);
+}
+
+async fn exhaustion_and_borrowing(_: Backend, world: World) {
+    let store = world.store();
+    let mut wanted = spec("web", &["192.0.2.0/26"]);
+    wanted.gateways = vec![ip("192.0.2.1")];
+    let network = network::create(&store, &wanted).await.unwrap();
+    // 32 blocks of two: h1 takes most of them, h2 has some, then each borrows of the other's.
+    let mut given = BTreeSet::new();
+    for number in 0..61 {
+        let on = if number % 7 == 0 { "h2" } else { "h1" };
+        let endpoint = attach(&store, &network, on, &EndpointSpec::default()).await.unwrap();
+        assert!(given.insert(endpoint.ips[0]), "{endpoint:?}");
+    }
+    assert!(!given.contains(&ip("192.0.2.1")) && !given.contains(&ip("192.0.2.63")));
+    let error = attach(&store, &network, "h2", &EndpointSpec::default()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("61 of 61") && text.contains("192.0.2.0/26"), "{text}");
+    let blocks = store.list(membership::key::Range::Blocks(&network.id)).await.unwrap().1;
+    // One of the 32 has the network address and the gateway only.
+    assert_eq!(blocks.len(), 31);
+}
+
+async fn endpoint_errors_name_the_holder(_: Backend, world: World) {
+    let store = world.store();
+    let mut wanted = spec("web", &["192.0.2.0/24"]);
+    wanted.gateways = vec![ip("192.0.2.9")];
+    let network = network::create(&store, &wanted).await.unwrap();
+    let id = EndpointId::new("first").unwrap();
+    let holder = EndpointSpec { id: Some(id), ..wanting(&["192.0.2.5"]) };
+    attach(&store, &network, "h1", &holder).await.unwrap();
+    for (ips, says) in [
+        (&["192.0.2.5"][..], "in use by endpoint first on host h1"),
+        (&["192.0.2.0"], "network address"),
+        (&["192.0.2.255"], "broadcast address"),
+        (&["192.0.2.9"], "gateway"),
+        (&["198.51.100.1"], "lies outside the subnets of network web (192.0.2.0/24)"),
+        (&["192.0.2.7", "192.0.2.8"], "one of each"),
+    ] {
+        let error = attach(&store, &network, "h2", &wanting(ips)).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let mac = MacAddr::from_ipv4([192, 0, 2, 5].into());
+    let same_mac = EndpointSpec { mac: Some(mac), ..EndpointSpec::default() };
+    let error = attach(&store, &network, "h2", &same_mac).await.unwrap_err();
+    assert!(error.to_string().contains("in use by endpoint first on host h1"), "{error}");
+    let group = EndpointSpec { mac: Some(MacAddr::BROADCAST), ..EndpointSpec::default() };
+    let error = attach(&store, &network, "h2", &group).await.unwrap_err();
+    assert_eq!(error, endpoint::Error::MacInvalid(MacAddr::BROADCAST));
+    let error = attach(&store, &network, "h2", &EndpointSpec { ips: vec![], ..holder }).await;
+    assert!(matches!(error, Err(endpoint::Error::Exists { .. })), "{error:?}");
+    // Nothing half done: one endpoint, one address, one MAC.
+    let (_, ipam) = store.list(membership::key::Range::Ipam(&network.id)).await.unwrap();
+    assert_eq!(ipam.len(), 3, "{ipam:?}");
+}
+
+async fn docker_takes_an_address_first(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let (h1, early) = (host("h1"), EndpointId::new("early").unwrap());
+    let held = ipam::allocate(&store, &network, &h1, &early, &[]).await.unwrap();
+    assert_eq!((held[0].ip, held[0].prefix_len), (ip("192.0.2.1"), 24));
+    let adopting = EndpointSpec { adopt: Some(early.clone()), ..wanting(&["192.0.2.1"]) };
+    let endpoint = attach(&store, &network, "h1", &adopting).await.unwrap();
+    // The early id holds nothing any more, so releasing under it changes nothing.
+    ipam::release(&store, &network.id, &early, &[held[0].ip], REST).await.unwrap();
+    let error = attach(&store, &network, "h2", &wanting(&["192.0.2.1"])).await.unwrap_err();
+    assert!(error.to_string().contains(endpoint.id.as_str()), "{error}");
+    let other = ipam::allocate(&store, &network, &h1, &early, &[ip("192.0.2.40")]).await.unwrap();
+    ipam::release(&store, &network.id, &early, &[other[0].ip], Duration::ZERO).await.unwrap();
+    attach(&store, &network, "h2", &wanting(&["192.0.2.40"])).await.unwrap();
+}
+
+async fn an_unreadable_block_is_left_alone(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let block = Key::Block(network.id.clone(), "192.0.2.0/29".parse().unwrap());
+    let mut raw = world.raw().await;
+    raw.put(store.keys().encode(&block), "{\"version\": 9}", None).await.unwrap();
+    let endpoint = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    assert_eq!(endpoint.ips, vec![ip("192.0.2.8")]);
+    let error = attach(&store, &network, "h1", &wanting(&["192.0.2.3"])).await.unwrap_err();
+    assert!(error.to_string().contains("192.0.2.0/29"), "{error}");
+}
+
+async fn bad_credentials_and_absent_stores_are_told(_: Backend, world: World) {
+    let mut config = world.config();
+    config.endpoints = vec![format!("http://127.0.0.1:{}", common::free_port())];
+    let error = Store::connect(config.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("connection refused") && error.contains("running there"), "{error}");
+    // A dead endpoint beside a living one costs nothing but a little time.
+    config.endpoints.extend(world.config().endpoints);
+    let store = Store::connect(config).await.unwrap();
+    for number in 0..8 {
+        network::create(&store, &spec(&format!("n{number}"), &[])).await.unwrap();
+    }
+    let keys: BTreeMap<Key, ()> = BTreeMap::new();
+    assert!(keys.is_empty() && Keys::new("x").is_ok());
+}

@@ -1,0 +1,212 @@
+//! The presence of hosts: against etcd and the embedded store.
+#![allow(missing_docs, unreachable_pub)]
+
+mod common;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use common::{Backend, World, until};
+use encap::MacAddr;
+use membership::key::{HostId, HostName, Key};
+use membership::network;
+use membership::record::{HostRecord, StaticVtep, VtepRecord};
+use membership::session::{Error, Session, SessionState};
+use membership::store::Store;
+
+on_both!(
+    a_newer_run_is_not_overwritten,
+    a_session_comes_back_with_the_store,
+    a_session_starts_without_the_store,
+    closing_ends_the_presence,
+    names_and_vteps_belong_to_one_id,
+    the_lease_is_kept_and_taken_again,
+    updates_are_published,
+);
+
+const TTL: Duration = Duration::from_secs(2);
+
+fn record(name: &str, id: &str, vteps: &[&str]) -> HostRecord {
+    let mac = MacAddr([0, 0, 0x5e, 0, 0x53, 1]);
+    let mut host = HostRecord::new(HostName::new(name).unwrap(), HostId::new(id).unwrap(), 1, mac);
+    host.vteps =
+        vteps.iter().map(|text| VtepRecord::new(text.parse::<IpAddr>().unwrap(), 4789)).collect();
+    host
+}
+
+async fn present(store: &Store, name: &str) -> Option<HostRecord> {
+    let key = Key::Host(HostName::new(name).unwrap());
+    store.get::<HostRecord>(&key).await.unwrap().map(|found| found.record)
+}
+
+async fn known(store: &Store, name: &str) -> Option<HostRecord> {
+    let key = Key::KnownHost(HostName::new(name).unwrap());
+    store.get::<HostRecord>(&key).await.unwrap().map(|found| found.record)
+}
+
+async fn state(session: &Session, what: &str, is: impl Fn(&SessionState) -> bool) {
+    let mut state = session.state();
+    let waited = tokio::time::timeout(common::DEADLINE, state.wait_for(|state| is(state))).await;
+    assert!(waited.is_ok(), "not in time: {what}");
+}
+
+/// Waits until a lease that nobody renews has ended, and with it every other that nobody renews.
+async fn outlive(world: &World) {
+    let mut raw = world.raw().await;
+    let lease = raw.lease_grant(TTL.as_secs() as i64, None).await.unwrap().id();
+    let key = format!("{}/canary", world.config().prefix);
+    let options = etcd_client::PutOptions::new().with_lease(lease);
+    raw.put(key.clone(), "", Some(options)).await.unwrap();
+    until("the canary's lease has ended", async || {
+        let mut raw = raw.clone();
+        raw.get(key.clone(), None).await.unwrap().kvs().is_empty()
+    })
+    .await;
+}
+
+async fn names_and_vteps_belong_to_one_id(_: Backend, world: World) {
+    let store = world.store();
+    let first = record("h1", "id1", &["192.0.2.1"]);
+    let session = Session::start_with(world.store(), first.clone(), TTL).await.unwrap();
+    assert!(session.state().borrow().is_online());
+
+    let other = record("h1", "id2", &["192.0.2.2"]);
+    let error = Session::start_with(world.store(), other, TTL).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::NameTaken { .. }), "{text}");
+    assert!(text.contains("id1") && text.contains("id2") && text.contains("h1"), "{text}");
+
+    let other = record("h2", "id2", &["192.0.2.2", "192.0.2.1"]);
+    let error = Session::start_with(world.store(), other, TTL).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::VtepTaken { .. }), "{text}");
+    assert!(text.contains("192.0.2.1") && text.contains("h1"), "{text}");
+    assert_eq!(present(&store, "h2").await, None, "nothing half done");
+    assert_eq!(present(&store, "h1").await.unwrap().id, first.id);
+
+    // Both want one VTEP at the same time: one has it.
+    let a = Session::start_with(world.store(), record("a", "ida", &["192.0.2.9"]), TTL);
+    let b = Session::start_with(world.store(), record("b", "idb", &["192.0.2.9"]), TTL);
+    let (a, b) = tokio::join!(a, b);
+    assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+
+    // A host needs no static VTEP.
+    network::create(
+        &store,
+        &network::NetworkSpec::new("web".parse().unwrap(), vec!["192.0.2.0/24".parse().unwrap()]),
+    )
+    .await
+    .unwrap();
+    let vtep = StaticVtep::new("192.0.2.1".parse().unwrap());
+    let error = network::vtep_add(&store, "web", &vtep).await.unwrap_err();
+    assert!(error.to_string().contains("h1"), "{error}");
+
+    // The name is free again when the lease has ended, and the reinstalled host counts anew.
+    drop(session);
+    let reinstalled = record("h1", "id3", &["192.0.2.1"]);
+    let session = Session::spawn(world.store(), reinstalled, TTL);
+    state(&session, "the reinstalled host is taken", SessionState::is_online).await;
+    assert_eq!(present(&store, "h1").await.unwrap().id.as_str(), "id3");
+}
+
+async fn the_lease_is_kept_and_taken_again(_: Backend, world: World) {
+    let store = world.store();
+    let session =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), TTL).await.unwrap();
+    let SessionState::Online { lease, .. } = *session.state().borrow() else { panic!() };
+    outlive(&world).await;
+    assert!(present(&store, "h1").await.is_some());
+    // Taken away from outside: it comes back under another lease.
+    world.raw().await.lease_revoke(lease).await.unwrap();
+    state(
+        &session,
+        "another lease",
+        |state| matches!(state, SessionState::Online { lease: now, .. } if *now != lease),
+    )
+    .await;
+    let back = present(&store, "h1").await.unwrap();
+    assert_eq!(back.incarnation, session.incarnation());
+    assert_eq!(back.incarnation, 1, "the same run of the host");
+}
+
+async fn closing_ends_the_presence(_: Backend, world: World) {
+    let store = world.store();
+    let long = Duration::from_secs(600);
+    let session = Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), long)
+        .await
+        .unwrap();
+    session.close().await;
+    assert_eq!(present(&store, "h1").await, None);
+    assert!(known(&store, "h1").await.is_some(), "others still know its VTEP");
+    let claim = Key::VtepClaim("192.0.2.1".parse().unwrap());
+    let claim = store.get::<membership::record::VtepClaimRecord>(&claim).await.unwrap();
+    assert_eq!(claim, None);
+}
+
+async fn a_newer_run_is_not_overwritten(_: Backend, world: World) {
+    let store = world.store();
+    let old =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), TTL).await.unwrap();
+    let SessionState::Online { lease, .. } = *old.state().borrow() else { panic!() };
+    // The directory of the second run says 1 as well: the store knows better.
+    let new =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.7"]), TTL).await.unwrap();
+    assert_eq!((old.incarnation(), new.incarnation()), (1, 2));
+    // The old one loses its lease (as after a SIGSTOP) and tries to come back.
+    world.raw().await.lease_revoke(lease).await.unwrap();
+    state(&old, "the old run is refused", |state| {
+        matches!(state, SessionState::Refused { cause, .. } if cause.contains("second time"))
+    })
+    .await;
+    let now = present(&store, "h1").await.unwrap();
+    assert_eq!(now.incarnation, 2);
+    assert_eq!(now.vteps[0].advertise.to_string(), "192.0.2.7");
+    assert_eq!(known(&store, "h1").await.unwrap(), now);
+}
+
+async fn updates_are_published(_: Backend, world: World) {
+    let store = world.store();
+    let other =
+        Session::start_with(world.store(), record("h2", "id2", &["192.0.2.2"]), TTL).await.unwrap();
+    let session =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), TTL).await.unwrap();
+    let mut changed = record("h1", "id1", &["192.0.2.11"]);
+    changed.underlay_mtu = 9000;
+    session.update(changed).await.unwrap();
+    let now = present(&store, "h1").await.unwrap();
+    assert_eq!((now.underlay_mtu, now.incarnation), (9000, 1));
+    // The address that it no longer has can be another's.
+    other.update(record("h2", "id2", &["192.0.2.1"])).await.unwrap();
+    let refused = session.update(record("h1", "id1", &["192.0.2.1"])).await.unwrap_err();
+    assert!(matches!(refused, Error::VtepTaken { .. }), "{refused}");
+    // What cannot be had costs nothing: it is present as before.
+    outlive(&world).await;
+    assert_eq!(present(&store, "h1").await.unwrap().underlay_mtu, 9000);
+    assert!(session.state().borrow().is_online());
+}
+
+async fn a_session_comes_back_with_the_store(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let session =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), TTL).await.unwrap();
+    world.stop().await;
+    state(&session, "offline", |state| !state.is_online()).await;
+    world.restart().await;
+    state(&session, "online again", SessionState::is_online).await;
+    let store = world.store();
+    until("its record is there", async || present(&store, "h1").await.is_some()).await;
+}
+
+async fn a_session_starts_without_the_store(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    world.stop().await;
+    let host = record("h1", "id1", &["192.0.2.1"]);
+    let mut config = world.config();
+    config.request_timeout = Duration::from_millis(500);
+    let store = Store::lazy(config).unwrap();
+    let error = Session::start_with(store.clone(), host.clone(), TTL).await.unwrap_err();
+    assert!(matches!(error, Error::Store(_)) && !error.is_refusal(), "{error}");
+    let session = Session::spawn(store, host, TTL);
+    world.restart().await;
+    state(&session, "online", SessionState::is_online).await;
+}

@@ -1,0 +1,294 @@
+//! List and watch over interruptions: against etcd and the embedded store.
+#![allow(missing_docs, unreachable_pub)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Backend, DEADLINE, World};
+use etcd_client::{Client, TxnOp};
+use membership::endpoint::{self, EndpointSpec};
+use membership::ipam::REST;
+use membership::key::{HostName, NetworkName, Range};
+use membership::network::{self, NetworkSpec};
+use membership::record::NetworkRecord;
+use membership::store::Store;
+use membership::view::View;
+use membership::watch::{Known, Watch, WatchConfig};
+use tokio::time::{Instant, timeout_at};
+
+on_both!(
+    a_snapshot_tells_what_vanished,
+    bad_records_are_set_aside_and_the_rest_goes_on,
+    compaction_while_away_is_healed_by_a_listing,
+    many_pages_are_one_listing,
+    the_watch_survives_the_end_of_the_store,
+);
+
+fn spec(text: &str) -> NetworkSpec {
+    NetworkSpec::new(NetworkName::new(text).unwrap(), vec!["198.51.0.0/16".parse().unwrap()])
+}
+
+async fn create(store: &Store, name: &str) -> NetworkRecord {
+    network::create(store, &spec(name)).await.unwrap()
+}
+
+async fn attach(store: &Store, network: &NetworkRecord) -> membership::record::EndpointRecord {
+    let host = HostName::new("h1").unwrap();
+    endpoint::create(store, network, &host, 1, &EndpointSpec::default()).await.unwrap()
+}
+
+fn quick() -> WatchConfig {
+    WatchConfig { pause_max: Duration::from_millis(200), ..WatchConfig::default() }
+}
+
+/// A watch with the view that it fills.
+struct Follower {
+    watch: Watch,
+    view: View,
+    resyncs: u32,
+}
+
+impl Follower {
+    fn new(store: Store, view: View, known: Known) -> Self {
+        Self { watch: Watch::start(store, quick(), known), view, resyncs: 0 }
+    }
+
+    async fn until(&mut self, what: &str, holds: impl Fn(&View) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        let mut complete = false;
+        while !(complete && holds(&self.view)) {
+            let batch = timeout_at(deadline, self.watch.next()).await;
+            let batch = batch.unwrap_or_else(|_| panic!("not in time: {what}")).unwrap();
+            complete = batch.complete;
+            self.resyncs += u32::from(batch.resync && batch.complete);
+            for event in batch.events {
+                self.view.apply(event);
+            }
+            self.view.reached(batch.revision);
+        }
+    }
+
+    /// The view holds what a fresh listing says.
+    async fn equals(&self, store: &Store) {
+        let mut fresh = Self::new(store.clone(), View::new(), Known::new());
+        fresh.until("a listing", |_| true).await;
+        let networks = |view: &View| view.networks().cloned().collect::<Vec<_>>();
+        let endpoints = |view: &View| view.endpoints().cloned().collect::<Vec<_>>();
+        let hosts = |view: &View| {
+            view.hosts().map(|(name, host)| (name.clone(), host.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(networks(&self.view), networks(&fresh.view));
+        assert_eq!(endpoints(&self.view), endpoints(&fresh.view));
+        assert_eq!(hosts(&self.view), hosts(&fresh.view));
+    }
+}
+
+async fn the_watch_survives_the_end_of_the_store(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let kept = attach(&store, &network).await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the first listing", |view| view.endpoints().count() == 1).await;
+    for round in 0..2 {
+        world.stop().await;
+        let mut status = follower.watch.status();
+        status.wait_for(|status| !status.is_connected()).await.unwrap();
+        world.restart().await;
+        let extra = attach(&store, &network).await;
+        follower
+            .until("an endpoint made after the restart", |view| {
+                view.endpoint(&network.id, &extra.id).is_some()
+            })
+            .await;
+        endpoint::remove(&store, &network.id, &extra.id, REST).await.unwrap();
+        follower.until("its removal", |view| view.endpoint(&network.id, &extra.id).is_none()).await;
+        assert!(follower.view.endpoint(&network.id, &kept.id).is_some(), "round {round}");
+    }
+    assert_eq!(follower.resyncs, 1, "resumed, not listed again");
+    assert!(follower.watch.status().borrow().is_connected());
+    follower.equals(&store).await;
+}
+
+async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let gone = attach(&store, &network).await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the first listing", |view| view.endpoints().count() == 1).await;
+
+    // The follower's own connection goes through a door that is shut meanwhile.
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    let mut away = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
+    away.until("its first listing", |view| view.endpoints().count() == 1).await;
+    door.shut();
+    let mut status = away.watch.status();
+    status.wait_for(|status| !status.is_connected()).await.unwrap();
+
+    endpoint::remove(&store, &network.id, &gone.id, REST).await.unwrap();
+    let other = create(&store, "other").await;
+    let made = attach(&store, &other).await;
+    let revision = store.status().await.unwrap().revision;
+    world.raw().await.compact(revision, None).await.unwrap();
+    door.reopen();
+    away.until("what changed meanwhile", |view| {
+        view.endpoint(&other.id, &made.id).is_some()
+            && view.endpoint(&network.id, &gone.id).is_none()
+    })
+    .await;
+    assert_eq!(away.resyncs, 2, "listed again");
+    away.equals(&store).await;
+    follower
+        .until("the one that stayed sees it too", |view| {
+            view.endpoint(&network.id, &gone.id).is_none()
+        })
+        .await;
+    world.stop().await;
+}
+
+async fn many_pages_are_one_listing(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    // Written as the operations write them, but many at once.
+    let record = attach(&store, &network).await;
+    let mut raw: Client = world.raw().await;
+    let count = 1300;
+    let ops: Vec<TxnOp> = (0..count)
+        .map(|number| {
+            let id = membership::key::EndpointId::new(format!("e{number:05}")).unwrap();
+            let record = membership::record::EndpointRecord { id: id.clone(), ..record.clone() };
+            let key = membership::key::Key::Endpoint(network.id.clone(), id);
+            TxnOp::put(store.keys().encode(&key), serde_json::to_vec(&record).unwrap(), None)
+        })
+        .collect();
+    for chunk in ops.chunks(100) {
+        raw.txn(etcd_client::Txn::new().and_then(chunk.to_vec())).await.unwrap();
+    }
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("all pages", |view| view.endpoints().count() == count + 1).await;
+    assert_eq!(follower.resyncs, 1);
+    let (_, listed) = store.list(Range::EveryEndpoint).await.unwrap();
+    assert_eq!(listed.len(), count + 1);
+    network::remove(&store, "web", true).await.unwrap();
+    follower.until("all are gone", |view| view.endpoints().count() == 0).await;
+}
+
+async fn bad_records_are_set_aside_and_the_rest_goes_on(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let good = attach(&store, &network).await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the listing", |view| view.endpoints().count() == 1).await;
+    let mut raw = world.raw().await;
+    let root = store.keys().root().to_owned();
+    let bad: Vec<(String, Vec<u8>, &str)> = vec![
+        ("endpoints/n1/garbage".into(), b"\xff\x00".to_vec(), "malformed"),
+        ("endpoints/n1/newer".into(), b"{\"version\":3}".to_vec(), "version 3"),
+        ("hosts/large".into(), vec![b' '; 65 * 1024], "65536 are allowed"),
+        ("what/is/this".into(), b"{}".to_vec(), "names nothing known"),
+        // The good one's key with what is no endpoint: the last good record stays in use.
+        (format!("endpoints/{}/{}", network.id, good.id), b"{}".to_vec(), "malformed"),
+    ];
+    for (key, value, _) in &bad {
+        raw.put(format!("{root}{key}"), value.clone(), None).await.unwrap();
+    }
+    follower.until("all are set aside", |view| view.bad().count() == bad.len()).await;
+    for (key, _, says) in &bad {
+        let (_, found) = follower.view.bad().find(|(full, _)| full.ends_with(key)).unwrap();
+        assert!(found.error.contains(says), "{found:?}");
+    }
+    assert!(follower.view.endpoint(&network.id, &good.id).is_some());
+    let other = attach(&store, &network).await;
+    follower
+        .until("the rest goes on", |view| view.endpoint(&network.id, &other.id).is_some())
+        .await;
+    for (key, ..) in &bad {
+        raw.delete(format!("{root}{key}"), None).await.unwrap();
+    }
+    follower.until("none is left", |view| view.bad().count() == 0).await;
+    assert_eq!(follower.view.endpoints().count(), 1);
+}
+
+async fn a_snapshot_tells_what_vanished(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let gone = attach(&store, &network).await;
+    let kept = attach(&store, &network).await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the listing", |view| view.endpoints().count() == 2).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("view.json");
+    assert!(View::load(&path).unwrap().is_none());
+    follower.view.save(&path).unwrap();
+    drop(follower);
+    endpoint::remove(&store, &network.id, &gone.id, REST).await.unwrap();
+    let view = View::load(&path).unwrap().unwrap();
+    assert_eq!((view.endpoints().count(), view.networks().count()), (2, 1));
+    assert!(view.network_by("web").is_some());
+    let known = view.known();
+    let mut later = Follower::new(world.store(), view, known);
+    later.until("what vanished", |view| view.endpoint(&network.id, &gone.id).is_none()).await;
+    assert!(later.view.endpoint(&network.id, &kept.id).is_some());
+    later.equals(&store).await;
+    std::fs::write(&path, b"{\"version\":1").unwrap();
+    assert!(View::load(&path).unwrap_err().to_string().contains("damaged"));
+}
+
+/// A TCP relay before the store that can be shut.
+struct Door {
+    port: u16,
+    open: std::sync::Arc<tokio::sync::watch::Sender<bool>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Door {
+    async fn open(world: &World) -> Self {
+        let target = world.config().endpoints[0].trim_start_matches("http://").to_owned();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = std::sync::Arc::new(tokio::sync::watch::channel(true).0);
+        let state = std::sync::Arc::clone(&open);
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((mut client, _)) = listener.accept().await else { return };
+                let mut state = state.subscribe();
+                let target = target.clone();
+                tokio::spawn(async move {
+                    if !*state.borrow() {
+                        return;
+                    }
+                    let Ok(mut server) = tokio::net::TcpStream::connect(target).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        _ = state.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Self { port, open, task }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn shut(&self) {
+        self.open.send_replace(false);
+    }
+
+    fn reopen(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
