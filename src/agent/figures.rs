@@ -1,0 +1,58 @@
+//! The agent's figures for the metrics endpoint.
+
+use super::Agent;
+use super::tasks::SessionState;
+use crate::datapath::drop::DropReason;
+use crate::telemetry::metrics::Figures;
+
+/// This moment's figures.
+#[must_use]
+pub fn figures(agent: &Agent) -> Figures {
+    let snapshot = agent.tables.reader().load();
+    let name = |key| {
+        snapshot.network(key).map_or_else(String::new, |tables| tables.params().name.to_string())
+    };
+    let mut drops = Vec::new();
+    for reason in DropReason::ALL {
+        let found = agent.datapath.drops(*reason);
+        let direction = reason.direction().name();
+        drops.push((reason.name(), direction, String::new(), found.without_network));
+        for (key, count) in found.by_network {
+            drops.push((reason.name(), direction, name(key), count));
+        }
+    }
+    let ports = snapshot
+        .networks()
+        .map(|(key, tables)| (tables.params().name.to_string(), agent.datapath.port_counters(key)))
+        .collect();
+    let truth = |value: bool| if value { 1.0 } else { 0.0 };
+    let macs: usize = snapshot.networks().map(|(_, tables)| tables.macs_len()).sum();
+    let neighbors: usize = snapshot.networks().map(|(_, tables)| tables.neighbors_len()).sum();
+    let (revision, hosts, endpoints) = agent
+        .tables
+        .view(|view| (view.revision().0, view.hosts().count(), view.endpoints().count()));
+    let gauges = vec![
+        (
+            "skybridge_store_connected",
+            "Whether the store's watch is connected",
+            truth(agent.watch_status().is_connected()),
+        ),
+        (
+            "skybridge_session_held",
+            "Whether this host's lease is held",
+            truth(agent.session().state == SessionState::Held),
+        ),
+        ("skybridge_store_revision", "Store revision of the tables", revision as f64),
+        ("skybridge_generation", "Generation of the tables", snapshot.generation().0 as f64),
+        ("skybridge_hosts", "Hosts known", hosts as f64),
+        ("skybridge_endpoints", "Endpoints known", endpoints as f64),
+        ("skybridge_fdb_entries", "FDB entries on this host", macs as f64),
+        ("skybridge_neighbors", "Neighbor entries on this host", neighbors as f64),
+        (
+            "skybridge_uptime_seconds",
+            "Seconds since the agent started",
+            agent.started.elapsed().as_secs_f64(),
+        ),
+    ];
+    Figures { workers: agent.datapath.counters(), ports, drops, gauges }
+}

@@ -1,0 +1,317 @@
+//! What runs on a host.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!              control API ──► api ──► driver::attach ──► networks ──► link, port, datapath
+//!                                          │
+//!   store ──► watch ──► tables ──► workers │ endpoint records
+//!     ▲                                    ▼
+//!     └──────── session (this host's record under its lease) ── membership
+//! ```
+//!
+//! The agent owns one of each: the locked state directory, the store client, the session, the
+//! tables, the workers, the networks of this host. Its tasks are
+//!
+//! - *follow* ([`tasks`]): applies the watch to the tables and reacts to what changed;
+//! - *session*: keeps this host's record under a lease, for as long as the agent runs;
+//! - *look after*: restores attachments of an earlier run, tells the store what it could not be
+//!   told, notices sandboxes that are gone.
+//!
+//! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
+
+pub mod api;
+pub mod figures;
+pub mod networks;
+pub mod state;
+pub mod tables;
+pub mod tasks;
+
+mod errors;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use membership::key::{HostId, HostName, NetworkId};
+use membership::record::NetworkRecord;
+use membership::store::Store;
+use membership::watch::WatchStatus;
+use tokio::sync::watch;
+
+pub use errors::{endpoint_error, link_error, network_error, state_error, store_error};
+
+use crate::config::Config;
+use crate::control::types::Error;
+use crate::datapath::Datapath;
+use crate::link::source_check::{self, Guarded};
+use networks::{LocalNetwork, Networks};
+use state::{Attachment, Stage, StateDir};
+use tables::Tables;
+
+/// How long a command waits for the watch to tell of what the store just did.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The snapshot of the records, in the state directory.
+pub const SNAPSHOT: &str = "tables.json";
+
+/// Something that an operator should know of.
+#[derive(Clone, Debug)]
+pub struct Warning {
+    /// Since when.
+    pub since: Instant,
+    /// What it is.
+    pub text: String,
+    /// What to do.
+    pub next_step: Option<String>,
+}
+
+/// A host's agent.
+pub struct Agent {
+    /// The host's name.
+    pub name: HostName,
+    /// The host's id.
+    pub id: HostId,
+    /// The effective configuration.
+    pub config: Arc<Config>,
+    /// The store.
+    pub store: Store,
+    /// The tables.
+    pub tables: Tables,
+    /// The workers.
+    pub datapath: Datapath,
+    /// The networks of this host.
+    pub networks: Networks,
+    state: StateDir,
+    attachments: Mutex<BTreeMap<String, Attachment>>,
+    /// Endpoints whose devices this run has set up or taken over.
+    settled: Mutex<BTreeSet<String>>,
+    warnings: Mutex<BTreeMap<String, Warning>>,
+    session: Mutex<tasks::SessionView>,
+    watch: watch::Receiver<WatchStatus>,
+    /// Address on which this process serves the embedded store.
+    pub embedded: Option<String>,
+    /// When it started.
+    pub started: Instant,
+}
+
+/// What an agent is made of.
+pub struct Parts {
+    /// The host's name.
+    pub name: HostName,
+    /// The host's id.
+    pub id: HostId,
+    /// The effective configuration.
+    pub config: Arc<Config>,
+    /// The store.
+    pub store: Store,
+    /// The tables.
+    pub tables: Tables,
+    /// The workers.
+    pub datapath: Datapath,
+    /// The networks of this host.
+    pub networks: Networks,
+    /// The locked state directory.
+    pub state: StateDir,
+    /// The attachments of the last run.
+    pub attachments: BTreeMap<String, Attachment>,
+    /// The session as it begins.
+    pub session: tasks::SessionView,
+    /// The connection to the store.
+    pub watch: watch::Receiver<WatchStatus>,
+    /// Address on which this process serves the embedded store.
+    pub embedded: Option<String>,
+}
+
+impl Agent {
+    /// Puts the parts together; nothing is started.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            name: parts.name,
+            id: parts.id,
+            config: parts.config,
+            store: parts.store,
+            tables: parts.tables,
+            datapath: parts.datapath,
+            networks: parts.networks,
+            state: parts.state,
+            attachments: Mutex::new(parts.attachments),
+            settled: Mutex::default(),
+            warnings: Mutex::default(),
+            session: Mutex::new(parts.session),
+            watch: parts.watch,
+            embedded: parts.embedded,
+            started: Instant::now(),
+        }
+    }
+
+    /// Where the namespace of a network is pinned, by the network's id.
+    #[must_use]
+    pub fn pin_of(&self, network: &str) -> std::path::PathBuf {
+        self.networks.owner().pin(network)
+    }
+
+    /// Whether this run has set up or taken over an endpoint's devices.
+    #[must_use]
+    pub fn is_settled(&self, endpoint: &str) -> bool {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).contains(endpoint)
+    }
+
+    /// Notes that an endpoint's devices are set up.
+    pub fn mark_settled(&self, endpoint: &str) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        settled.insert(endpoint.to_owned());
+    }
+
+    /// A network by name or id, asked of the store where this host does not know it yet.
+    ///
+    /// # Errors
+    /// When there is none, or the store must be asked and is away.
+    pub async fn network_record(&self, name_or_id: &str) -> Result<Arc<NetworkRecord>, Error> {
+        let known = self
+            .tables
+            .view(|view| view.network_by(name_or_id).map(|item| Arc::clone(&item.record)));
+        if let Some(record) = known {
+            return Ok(record);
+        }
+        let found = membership::network::get(&self.store, name_or_id)
+            .await
+            .map_err(|err| network_error(&err))?;
+        self.tables.wait_for_network(&found.record.id, true, ECHO_TIMEOUT).await?;
+        Ok(Arc::new(found.record))
+    }
+
+    /// How often this host's agent started, as the store knows it.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).incarnation
+    }
+
+    /// The session as last seen.
+    #[must_use]
+    pub fn session(&self) -> tasks::SessionView {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The connection to the store as last seen.
+    #[must_use]
+    pub fn watch_status(&self) -> WatchStatus {
+        self.watch.borrow().clone()
+    }
+
+    /// All attachments, whatever their stage.
+    #[must_use]
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().cloned().collect()
+    }
+
+    /// Notes an attachment on disk and in memory.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn put_attachment(&self, note: &Attachment) -> Result<(), Error> {
+        self.state.put(note).map_err(|err| state_error(&err))?;
+        let mut all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(note.endpoint.clone(), note.clone());
+        Ok(())
+    }
+
+    /// Forgets an attachment on disk and in memory.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove_attachment(&self, endpoint: &str) -> Result<(), Error> {
+        self.state.remove(endpoint).map_err(|err| state_error(&err))?;
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
+        Ok(())
+    }
+
+    /// Installs the source checks of a network's ports: those of all its attachments, and of
+    /// `extra`, which may not be noted as attached yet.
+    ///
+    /// # Errors
+    /// When the rules are refused.
+    pub async fn guard_ports(
+        &self,
+        local: &LocalNetwork,
+        extra: Option<&Attachment>,
+    ) -> Result<(), Error> {
+        let id = local.id.as_str();
+        let noted = self.attachments();
+        let here = noted.iter().filter(|note| note.network == id && note.stage == Stage::Attached);
+        let notes: BTreeMap<&str, &Attachment> =
+            here.chain(extra).map(|note| (note.endpoint.as_str(), note)).collect();
+        let found = crate::link::endpoint::find(&local.namespace, self.networks.owner())
+            .await
+            .map_err(|err| link_error(&err))?;
+        let ports: Vec<Guarded> = found
+            .iter()
+            .filter_map(|port| {
+                let note = notes.get(port.endpoint.as_deref()?)?;
+                Some(Guarded {
+                    port: port.port.name.clone(),
+                    index: port.port.index,
+                    mac: note.mac,
+                    addresses: note.ips.iter().map(ipnet::IpNet::addr).collect(),
+                })
+            })
+            .collect();
+        let key = "source-check";
+        match source_check::apply(&local.namespace, &ports).await {
+            Ok(()) => {
+                self.clear_warning(key);
+                Ok(())
+            }
+            Err(err @ crate::link::Error::Nft { .. }) => {
+                // The bridge still refuses foreign MACs; what is missing is the check of addresses.
+                self.warn(
+                    key,
+                    format!("the source addresses of sandboxes are not checked: {err}"),
+                    Some("install nftables (`apt-get install nftables`)".to_owned()),
+                );
+                Ok(())
+            }
+            Err(err) => Err(link_error(&err)),
+        }
+    }
+
+    /// Notes something that needs attention, once per `key`.
+    pub fn warn(&self, key: &str, text: String, next_step: Option<String>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        match warnings.get_mut(key) {
+            Some(present) => {
+                present.text = text;
+                present.next_step = next_step;
+            }
+            None => {
+                tracing::warn!(key, text, "needs attention");
+                let since = Instant::now();
+                warnings.insert(key.to_owned(), Warning { since, text, next_step });
+            }
+        }
+    }
+
+    /// What `key` warned of is over.
+    pub fn clear_warning(&self, key: &str) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if warnings.remove(key).is_some() {
+            tracing::info!(key, "no longer needs attention");
+        }
+    }
+
+    /// What needs attention now.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        let warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.values().cloned().collect()
+    }
+
+    /// The network with this id, where this host knows it.
+    #[must_use]
+    pub fn known_network(&self, id: &NetworkId) -> Option<Arc<NetworkRecord>> {
+        self.tables.view(|view| view.network(id).map(|item| Arc::clone(&item.record)))
+    }
+}

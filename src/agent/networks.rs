@@ -1,0 +1,203 @@
+//! The networks that are set up on this host.
+//!
+//! # Theory of operation
+//!
+//! A network is set up here while something holds it: an attachment, or an attach in progress.
+//! Setting up is, in order: the private namespace with its bridge; the TAP with one queue per
+//! worker, opened in that namespace; the TAP as a port of the bridge; the tables; the port at the
+//! workers. Taking down is the reverse. Every step is level-triggered, so that setting up a network
+//! that an earlier agent left behind takes it over: same namespace, same devices, containers not
+//! touched.
+//!
+//! One lock covers the set of networks: setting up takes some milliseconds of netlink, once per
+//! network and host.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use encap::MacAddr;
+use fdb::NetworkKey;
+use membership::key::NetworkId;
+use membership::record::NetworkRecord;
+
+use super::tables::Tables;
+use crate::control::types::Error;
+use crate::datapath::Datapath;
+use crate::link::{self, NetworkLink, NetworkNs, Owner};
+use crate::port::tap::{self, PortOffload};
+
+/// The switch's port in each private namespace.
+pub const TAP: &str = "tap0";
+
+/// A network that is set up here.
+pub struct LocalNetwork {
+    /// Its id.
+    pub id: NetworkId,
+    /// Its slot in the tables.
+    pub key: NetworkKey,
+    /// Its private namespace.
+    pub namespace: NetworkNs,
+    /// What its port granted.
+    pub offload: PortOffload,
+    /// Queues of its port.
+    pub queues: usize,
+    mtu: AtomicU16,
+}
+
+impl LocalNetwork {
+    /// The inner MTU that its devices have, in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Notes the MTU that the devices were given.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+}
+
+struct Held {
+    network: Arc<LocalNetwork>,
+    holders: usize,
+}
+
+/// All networks of this host.
+pub struct Networks {
+    owner: Owner,
+    workers: usize,
+    offload: PortOffload,
+    held: tokio::sync::Mutex<HashMap<NetworkId, Held>>,
+}
+
+impl Networks {
+    /// `workers` queues per port, each with at most `offload`.
+    #[must_use]
+    pub fn new(owner: Owner, workers: usize, offload: PortOffload) -> Self {
+        Self { owner, workers, offload, held: tokio::sync::Mutex::new(HashMap::new()) }
+    }
+
+    /// Whose devices these are.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The pin of a network's namespace.
+    #[must_use]
+    pub fn pin(&self, network: &NetworkId) -> PathBuf {
+        self.owner.pin(network.as_str())
+    }
+
+    /// Sets the network up if it is not, and holds it until [`Self::release`].
+    ///
+    /// # Errors
+    /// What could not be set up; nothing of it stays but what was there before.
+    pub async fn hold(
+        &self,
+        record: &NetworkRecord,
+        tables: &Tables,
+        datapath: &Datapath,
+    ) -> Result<Arc<LocalNetwork>, Error> {
+        let mut held = self.held.lock().await;
+        if let Some(present) = held.get_mut(&record.id) {
+            present.holders += 1;
+            return Ok(Arc::clone(&present.network));
+        }
+        let network = Arc::new(self.set_up(record, tables, datapath).await?);
+        let entry = Held { network: Arc::clone(&network), holders: 1 };
+        held.insert(record.id.clone(), entry);
+        Ok(network)
+    }
+
+    /// Lets go of a network; the last one to do so takes it down.
+    ///
+    /// # Errors
+    /// When devices could not be removed; the network is not served any more all the same.
+    pub async fn release(
+        &self,
+        id: &NetworkId,
+        tables: &Tables,
+        datapath: &Datapath,
+    ) -> Result<(), Error> {
+        let mut held = self.held.lock().await;
+        let Some(present) = held.get_mut(id) else { return Ok(()) };
+        present.holders = present.holders.saturating_sub(1);
+        if present.holders != 0 {
+            return Ok(());
+        }
+        let Some(last) = held.remove(id) else { return Ok(()) };
+        datapath.remove_port(last.network.key);
+        tables.deactivate(id);
+        let removed = link::network::remove(&self.pin(id)).await;
+        removed.map(drop).map_err(|err| super::link_error(&err))
+    }
+
+    /// The network, if it is set up here.
+    pub async fn get(&self, id: &NetworkId) -> Option<Arc<LocalNetwork>> {
+        self.held.lock().await.get(id).map(|held| Arc::clone(&held.network))
+    }
+
+    /// All that are set up here.
+    pub async fn all(&self) -> Vec<Arc<LocalNetwork>> {
+        self.held.lock().await.values().map(|held| Arc::clone(&held.network)).collect()
+    }
+
+    async fn set_up(
+        &self,
+        record: &NetworkRecord,
+        tables: &Tables,
+        datapath: &Datapath,
+    ) -> Result<LocalNetwork, Error> {
+        let mtu = tables.network_mtu(&record.id);
+        let wanted = NetworkLink {
+            pin: self.pin(&record.id),
+            mtu: u32::from(mtu),
+            bridge_mac: bridge_mac(self.owner.hash(), record.id.as_str()),
+        };
+        let namespace = link::network::ensure(&wanted).await.map_err(|e| super::link_error(&e))?;
+        let opened =
+            link::run_in(namespace.namespace(), || tap::open(TAP, self.workers, self.offload))
+                .map_err(|err| super::link_error(&err))?;
+        let (queues, offload) = opened.map_err(|err| {
+            Error::internal(format!("cannot open the port {TAP} of network {}", record.name))
+                .cause(err.to_string())
+                .next_step(
+                    "EBUSY means that another agent still holds it: is one running with this \
+                     state directory?",
+                )
+        })?;
+        namespace.attach_tap(TAP, u32::from(mtu)).await.map_err(|err| super::link_error(&err))?;
+        let key = tables.activate(&record.id)?;
+        if let Some(port) = tables.udp_port(key)
+            && let Err(err) = datapath.listen(port)
+        {
+            tables.deactivate(&record.id);
+            return Err(Error::conflict(format!("network {} cannot be received", record.name))
+                .cause(err.to_string()));
+        }
+        let count = queues.len();
+        datapath.add_port(key, queues);
+        Ok(LocalNetwork {
+            id: record.id.clone(),
+            key,
+            namespace,
+            offload,
+            queues: count,
+            mtu: AtomicU16::new(mtu),
+        })
+    }
+}
+
+/// A stable, locally administered MAC for a bridge, which never leaves its namespace.
+fn bridge_mac(owner: &str, network: &str) -> MacAddr {
+    // FNV-1a, 64 bits: no more is wanted than different bytes for different names.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in owner.bytes().chain([b'/']).chain(network.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    MacAddr([0x02, a, b, c, d, e])
+}

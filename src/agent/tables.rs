@@ -1,0 +1,371 @@
+//! The tables of this host: from records to generations.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!   watch batch ─► View ─► Reconciler ─► deltas ─► fdb::Writer ─► generation
+//!   learned addresses, timers, networks set up or taken down ──┘
+//! ```
+//!
+//! One lock holds view, reconciler and writer together; it is taken by the control plane only and
+//! never across an await. Workers read published generations and do not know of it.
+//!
+//! When a published change gives an address another owner, the containers of this host must
+//! replace what they cached: an announcement is written to the network's port.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use encap::MacAddr;
+use fdb::{Delta, Millis, NetworkKey, Revision, VtepKey};
+use membership::key::{EndpointId, HostName, Key, NetworkId};
+use membership::reconcile::{Defaults, Reconciler};
+use membership::view::View;
+use membership::watch::{Batch, Event};
+use tokio::sync::watch;
+
+use crate::control::types::Error;
+use crate::datapath::Datapath;
+use crate::datapath::learn::Learned;
+use crate::datapath::responder;
+
+/// A learned address is forgotten when it was not confirmed for this long.
+const LEARNED_MAX_AGE: Millis = Millis(300_000);
+/// An announcement is at most an unsolicited neighbor advertisement.
+const ANNOUNCEMENT_BYTES: usize = 128;
+
+/// An address that has another owner now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    network: NetworkKey,
+    address: IpAddr,
+    mac: MacAddr,
+}
+
+struct Inner {
+    view: View,
+    reconciler: Reconciler,
+    writer: fdb::Writer,
+    /// When each record's revision was first seen, by this host's clock.
+    seen: HashMap<i64, Millis>,
+    /// Endpoints of this host that are being removed: the store may still tell of them.
+    leaving: HashSet<EndpointId>,
+    complete: bool,
+}
+
+/// View, reconciler and writer behind one lock.
+pub struct Tables {
+    inner: Mutex<Inner>,
+    reader: fdb::Reader,
+    started: Instant,
+    host: HostName,
+    reached: watch::Sender<Revision>,
+}
+
+impl Tables {
+    /// Starts from `view`, which may be a snapshot of an earlier run or empty.
+    #[must_use]
+    pub fn new(host: HostName, defaults: Defaults, view: View) -> Self {
+        let (writer, reader) = fdb::channel();
+        let reconciler = Reconciler::new(host.clone(), defaults);
+        let revision = view.revision();
+        let tables = Self {
+            inner: Mutex::new(Inner {
+                view,
+                reconciler,
+                writer,
+                seen: HashMap::new(),
+                leaving: HashSet::new(),
+                complete: false,
+            }),
+            reader,
+            started: Instant::now(),
+            host,
+            reached: watch::Sender::new(revision),
+        };
+        tables.change(|inner, now| inner.reconciler.resync(&inner.view, now));
+        tables
+    }
+
+    /// For the workers.
+    #[must_use]
+    pub fn reader(&self) -> &fdb::Reader {
+        &self.reader
+    }
+
+    /// The zero of this agent's clock.
+    #[must_use]
+    pub fn epoch(&self) -> Instant {
+        self.started
+    }
+
+    /// This agent's clock.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        Millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` under the lock, applies the deltas that it returns and publishes them together.
+    fn change(&self, work: impl FnOnce(&mut Inner, Millis) -> Vec<Delta>) -> Vec<Announcement> {
+        let now = self.now();
+        let mut inner = self.lock();
+        let deltas = work(&mut inner, now);
+        let mut announcements = Vec::new();
+        for delta in deltas {
+            if let Delta::PutNeighbor { network, ip, neighbor } = &delta {
+                let before = inner
+                    .writer
+                    .working()
+                    .network(*network)
+                    .and_then(|tables| tables.neighbor(*ip))
+                    .copied();
+                if before.is_some_and(|b| b.mac != neighbor.mac || b.place != neighbor.place) {
+                    announcements.push(Announcement {
+                        network: *network,
+                        address: *ip,
+                        mac: neighbor.mac,
+                    });
+                }
+            }
+            inner.writer.apply(delta);
+        }
+        if inner.writer.is_dirty() {
+            inner.writer.publish();
+        }
+        inner.writer.reclaim();
+        announcements
+    }
+
+    /// Applies a batch of the watch.
+    #[must_use]
+    pub fn apply(&self, batch: Batch) -> Vec<Announcement> {
+        let revision = batch.revision;
+        let complete = batch.complete;
+        let announcements = self.change(|inner, now| {
+            let mut deltas = Vec::new();
+            for event in batch.events {
+                if inner.is_leaving(&event) {
+                    continue;
+                }
+                if let Event::Put { revision, .. } = &event {
+                    inner.seen.entry(revision.0).or_insert(now);
+                }
+                let change = inner.view.apply(event);
+                deltas.extend(inner.reconciler.apply(&inner.view, &change, now));
+            }
+            if complete {
+                inner.view.reached(revision);
+                inner.complete = true;
+                inner.forget_seen();
+            }
+            deltas
+        });
+        if complete {
+            self.reached.send_replace(revision);
+        }
+        announcements
+    }
+
+    /// Applies what the workers learned and heard, and what time brings.
+    #[must_use]
+    pub fn tick(
+        &self,
+        learned: impl Iterator<Item = Learned>,
+        heard: impl Fn(VtepKey) -> bool,
+    ) -> Vec<Announcement> {
+        self.change(|inner, now| {
+            let suspects: Vec<VtepKey> = inner
+                .reconciler
+                .suspects()
+                .filter_map(|(host, _)| inner.reconciler.vtep_key(host))
+                .collect();
+            for vtep in suspects.into_iter().filter(|vtep| heard(*vtep)) {
+                inner.reconciler.heard(vtep, now);
+            }
+            let mut deltas: Vec<Delta> = learned
+                .map(|seen| Delta::Learn {
+                    network: seen.network,
+                    mac: seen.mac,
+                    vtep: seen.vtep,
+                    at: now,
+                })
+                .collect();
+            deltas.push(Delta::Age { now, max_age: LEARNED_MAX_AGE });
+            deltas.extend(inner.reconciler.tick(&inner.view, now));
+            deltas
+        })
+    }
+
+    /// Writes announcements to the ports of their networks.
+    pub fn announce(&self, announcements: Vec<Announcement>, datapath: &Datapath) {
+        for changed in announcements {
+            let mut frame = vec![0; ANNOUNCEMENT_BYTES];
+            if let Some(len) = responder::announcement(changed.address, changed.mac, &mut frame) {
+                frame.truncate(len);
+                datapath.inject(changed.network, frame);
+            }
+        }
+    }
+
+    /// Gives a network tables on this host.
+    ///
+    /// # Errors
+    /// When its record is not known.
+    pub fn activate(&self, network: &NetworkId) -> Result<NetworkKey, Error> {
+        let _ = self.change(|inner, _| inner.reconciler.activate(&inner.view, network));
+        self.lock().reconciler.network_key(network).ok_or_else(|| {
+            Error::not_found(format!("network {network} is not known on this host"))
+                .next_step("`skybridge status` shows whether the store is connected")
+        })
+    }
+
+    /// Takes a network's tables away.
+    pub fn deactivate(&self, network: &NetworkId) {
+        let _ = self.change(|inner, _| inner.reconciler.deactivate(&inner.view, network));
+    }
+
+    /// An endpoint of this host leaves: its entries go now, whatever the store still says.
+    pub fn forget_endpoint(&self, network: &NetworkId, endpoint: &EndpointId) {
+        let key = Key::Endpoint(network.clone(), endpoint.clone());
+        let _ = self.change(|inner, now| {
+            inner.leaving.insert(endpoint.clone());
+            let revision = inner.view.revision();
+            let change = inner.view.apply(Event::Delete { key, revision });
+            inner.reconciler.apply(&inner.view, &change, now)
+        });
+    }
+
+    /// Waits until this host's own watch has told of an endpoint.
+    ///
+    /// # Errors
+    /// When it does not within `timeout`.
+    pub async fn wait_for_endpoint(
+        &self,
+        network: &NetworkId,
+        endpoint: &EndpointId,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        self.wait(timeout, |view| view.endpoint(network, endpoint).is_some()).await
+    }
+
+    /// Waits until this host's own watch has told of a network, or of its removal.
+    ///
+    /// # Errors
+    /// When it does not within `timeout`.
+    pub async fn wait_for_network(
+        &self,
+        network: &NetworkId,
+        present: bool,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        self.wait(timeout, |view| view.network(network).is_some() == present).await
+    }
+
+    /// Waits until the view is what `done` wants.
+    ///
+    /// # Errors
+    /// When it is not within `timeout`.
+    pub async fn wait(&self, timeout: Duration, done: impl Fn(&View) -> bool) -> Result<(), Error> {
+        let mut reached = self.reached.subscribe();
+        let waited = tokio::time::timeout(timeout, async {
+            loop {
+                if done(&self.lock().view) {
+                    return;
+                }
+                if reached.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        waited.map_err(|_| {
+            Error::unavailable(
+                "the store took the change and this host's watch does not tell of it",
+            )
+            .next_step("`skybridge status` shows the state of the store connection")
+        })
+    }
+
+    /// Looks at the view.
+    pub fn view<R>(&self, look: impl FnOnce(&View) -> R) -> R {
+        look(&self.lock().view)
+    }
+
+    /// Looks at the reconciler.
+    pub fn reconciler<R>(&self, look: impl FnOnce(&Reconciler, &View) -> R) -> R {
+        let inner = self.lock();
+        look(&inner.reconciler, &inner.view)
+    }
+
+    /// Whether a listing of the store was complete since the start.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.lock().complete
+    }
+
+    /// A network's inner MTU in bytes.
+    #[must_use]
+    pub fn network_mtu(&self, network: &NetworkId) -> u16 {
+        let inner = self.lock();
+        inner.reconciler.network_mtu(&inner.view, network).unwrap_or(0)
+    }
+
+    /// The UDP port that a network is received on.
+    #[must_use]
+    pub fn udp_port(&self, network: NetworkKey) -> Option<u16> {
+        Some(self.reader.load().network(network)?.params().udp_port)
+    }
+
+    /// Whether frames between two containers of this host go through the switch.
+    #[must_use]
+    pub fn switches_locally(&self, network: NetworkKey) -> bool {
+        self.reader.load().network(network).is_some_and(|tables| tables.params().switch_local)
+    }
+
+    /// How long ago this host first saw the record of `revision`.
+    #[must_use]
+    pub fn age(&self, revision: Revision) -> Option<Duration> {
+        let at = *self.lock().seen.get(&revision.0)?;
+        Some(Duration::from_millis(self.now().since(at).0))
+    }
+
+    /// Counters and limits of the table writer.
+    #[must_use]
+    pub fn writer_stats(&self) -> fdb::Stats {
+        self.lock().writer.stats()
+    }
+
+    /// The host that these tables are of.
+    #[must_use]
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+}
+
+impl Inner {
+    /// Whether the event tells of an endpoint that this host is removing. Its deletion ends that.
+    fn is_leaving(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Put { key: Key::Endpoint(_, endpoint), .. } => self.leaving.contains(endpoint),
+            Event::Delete { key: Key::Endpoint(_, endpoint), .. } => {
+                self.leaving.remove(endpoint);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Drops the times of revisions that no record has any more.
+    fn forget_seen(&mut self) {
+        if self.seen.len() > 2 * (self.view.endpoints().count() + 1024) {
+            let live: HashSet<i64> = self.view.endpoints().map(|item| item.revision).collect();
+            self.seen.retain(|revision, _| live.contains(revision));
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! The agent's tasks: what goes on without anybody asking.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use membership::key::NetworkId;
+use membership::session;
+use membership::watch::Watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Agent;
+use super::state::Stage;
+use crate::control::types;
+use crate::driver::attach;
+use crate::link;
+
+/// How often learned addresses and timers are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// How often attachments are looked after.
+const LOOK_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether this host's lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// Held and renewed.
+    Held,
+    /// It ended, or cannot be renewed now.
+    Lost,
+    /// None was granted yet.
+    Starting,
+}
+
+/// The session as last seen.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// Whether the lease is held.
+    pub state: SessionState,
+    /// Its id.
+    pub lease: Option<i64>,
+    /// Its time to live.
+    pub ttl: Duration,
+    /// How often this host's agent started.
+    pub incarnation: u64,
+}
+
+/// Applies the watch to the tables, and time and learned addresses with it, for ever.
+pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut synced = false;
+    loop {
+        tokio::select! {
+            batch = watch.next() => {
+                let Some(batch) = batch else { return };
+                let complete = batch.complete;
+                let announcements = agent.tables.apply(batch);
+                agent.tables.announce(announcements, &agent.datapath);
+                if complete {
+                    settle_mtus(&agent).await;
+                    if !synced {
+                        synced = true;
+                        tracing::info!(
+                            revision = agent.tables.view(|view| view.revision().0),
+                            "the store's records are known"
+                        );
+                        tokio::spawn(after_first_listing(Arc::clone(&agent)));
+                    }
+                }
+            }
+            _ = tick.tick() => {
+                let datapath = &agent.datapath;
+                let announcements =
+                    agent.tables.tick(datapath.learned().drain(), |vtep| datapath.heard(vtep));
+                agent.tables.announce(announcements, &agent.datapath);
+            }
+        }
+    }
+}
+
+/// Notes what the session says. Returns when this host is refused before it was ever admitted,
+/// with the reason; later refusals are warnings, because traffic goes on.
+pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -> String {
+    let mut state = session.state();
+    loop {
+        let now = state.borrow_and_update().clone();
+        let before = agent.session().state;
+        let (held, lease) = match now {
+            session::SessionState::Online { lease, .. } => {
+                agent.clear_warning("session");
+                (SessionState::Held, Some(lease))
+            }
+            session::SessionState::Refused { cause, .. } if before == SessionState::Starting => {
+                return cause;
+            }
+            session::SessionState::Refused { cause, .. } => {
+                agent.warn("session", format!("this host is refused: {cause}"), None);
+                (SessionState::Lost, None)
+            }
+            session::SessionState::Offline { .. } if before == SessionState::Starting => {
+                (SessionState::Starting, None)
+            }
+            session::SessionState::Offline { .. } => (SessionState::Lost, None),
+        };
+        {
+            let mut noted = agent.session.lock().unwrap_or_else(PoisonError::into_inner);
+            noted.state = held;
+            noted.lease = lease;
+            noted.incarnation = session.incarnation();
+        }
+        if state.changed().await.is_err() {
+            return "the session ended by itself".to_owned();
+        }
+    }
+}
+
+/// Tells the store what it could not be told, and notices sandboxes that are gone, for ever.
+pub async fn look_after(agent: Arc<Agent>) {
+    let mut tick = interval(LOOK_AFTER);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if agent.watch_status().is_connected() {
+            for note in agent.attachments() {
+                if note.stage == Stage::Detaching && attach::forget(&agent, &note).await {
+                    tracing::info!(endpoint = %note.endpoint, "the store knows of a detach now");
+                }
+            }
+        }
+        detach_gone(&agent).await;
+        let view = agent.tables.view(Clone::clone);
+        if view.revision().0 != 0
+            && let Err(err) = view.save(&agent.state.path().join(super::SNAPSHOT))
+        {
+            agent.warn("snapshot", err.to_string(), None);
+        }
+    }
+}
+
+/// Restores the attachments of an earlier run whose networks are known, undoes those that were
+/// being made, and goes on with those that were being taken down.
+pub async fn restore_attachments(agent: &Arc<Agent>) {
+    let mut left = BTreeSet::new();
+    for note in agent.attachments() {
+        match note.stage {
+            Stage::Attaching => {
+                let namespace = link::NetworkNs::open(&agent.pin_of(&note.network)).await.ok();
+                let owner = agent.networks.owner();
+                if let Err(err) =
+                    link::endpoint::unplug(namespace.as_ref(), owner, &note.endpoint, None).await
+                {
+                    tracing::warn!(endpoint = %note.endpoint, %err, "half an attach is left");
+                }
+                tracing::info!(endpoint = %note.endpoint, "undoing an attach that was cut off");
+                attach::forget(agent, &note).await;
+            }
+            Stage::Attached => {
+                let id = NetworkId::new(&note.network).ok();
+                let known = id.as_ref().and_then(|id| agent.known_network(id));
+                let Some(network) = known else {
+                    left.insert(note.network_name.clone());
+                    continue;
+                };
+                let key = format!("restore-{}", note.endpoint);
+                if agent.is_settled(&note.endpoint) {
+                    continue;
+                }
+                match attach::restore(agent, &note, &network).await {
+                    Ok(()) => {
+                        agent.mark_settled(&note.endpoint);
+                        agent.clear_warning(&key);
+                        tracing::info!(
+                            endpoint = %note.endpoint, network = %note.network_name,
+                            "attachment taken over"
+                        );
+                    }
+                    Err(err) if err.is(types::ErrorCode::NotFound) => {
+                        tracing::info!(
+                            endpoint = %note.endpoint, sandbox = %note.sandbox,
+                            "the sandbox of an attachment is gone; detaching it"
+                        );
+                        if let Err(err) = attach::detach_one(agent, note).await {
+                            tracing::warn!(%err, "cannot detach");
+                        }
+                    }
+                    Err(err) => agent.warn(
+                        &key,
+                        format!("endpoint {} cannot be set up again: {err}", note.endpoint),
+                        err.next_step,
+                    ),
+                }
+            }
+            Stage::Detaching => {}
+        }
+    }
+    if left.is_empty() {
+        agent.clear_warning("restore");
+    } else {
+        agent.warn(
+            "restore",
+            format!(
+                "attachments wait for the records of network {}",
+                left.into_iter().collect::<Vec<_>>().join(", ")
+            ),
+            Some("they are restored when the store answers".to_owned()),
+        );
+    }
+}
+
+async fn after_first_listing(agent: Arc<Agent>) {
+    restore_attachments(&agent).await;
+    remove_orphans(&agent).await;
+}
+
+/// Endpoints that the store says are here, of an earlier run, and that nothing here knows of.
+async fn remove_orphans(agent: &Agent) {
+    let noted: BTreeSet<String> =
+        agent.attachments().into_iter().map(|note| note.endpoint).collect();
+    let incarnation = agent.incarnation();
+    let orphans: Vec<_> = agent.tables.view(|view| {
+        view.endpoints()
+            .filter(|item| item.record.host == agent.name)
+            .filter(|item| item.record.incarnation < incarnation)
+            .filter(|item| !noted.contains(item.record.id.as_str()))
+            .map(|item| Arc::clone(&item.record))
+            .collect()
+    });
+    for record in orphans {
+        tracing::warn!(endpoint = %record.id, "an endpoint of this host is not attached; removing");
+        let removed =
+            membership::endpoint::remove(&agent.store, &record.network, &record.id, attach::REST)
+                .await;
+        if let Err(err) = removed {
+            tracing::warn!(endpoint = %record.id, %err, "cannot remove it");
+        }
+    }
+}
+
+/// Detaches endpoints whose interface went away with its sandbox.
+async fn detach_gone(agent: &Arc<Agent>) {
+    for local in agent.networks.all().await {
+        let Ok(found) = link::endpoint::find(&local.namespace, agent.networks.owner()).await else {
+            continue;
+        };
+        let present: BTreeSet<String> =
+            found.into_iter().filter_map(|port| port.endpoint).collect();
+        let gone = agent.attachments().into_iter().filter(|note| {
+            note.stage == Stage::Attached
+                && note.network == local.id.as_str()
+                && agent.is_settled(&note.endpoint)
+                && !present.contains(&note.endpoint)
+        });
+        for note in gone {
+            tracing::info!(
+                endpoint = %note.endpoint, sandbox = %note.sandbox,
+                "an interface is gone with its sandbox; detaching it"
+            );
+            if let Err(err) = attach::detach_one(agent, note).await {
+                tracing::warn!(%err, "cannot detach");
+            }
+        }
+    }
+}
+
+/// Gives the devices of each network the MTU that its tables have.
+pub async fn settle_mtus(agent: &Agent) {
+    for local in agent.networks.all().await {
+        let wanted = agent.tables.network_mtu(&local.id);
+        let before = local.mtu();
+        if wanted == before || wanted == 0 {
+            continue;
+        }
+        let sandboxes = async || {
+            let here = agent
+                .attachments()
+                .into_iter()
+                .filter(|note| note.network == local.id.as_str() && note.stage == Stage::Attached);
+            for note in here {
+                let Ok(reference) = note.sandbox.parse::<link::NetNsRef>() else { continue };
+                let Ok(sandbox) = link::NetNs::open(&reference) else { continue };
+                let owner = agent.networks.owner();
+                let set =
+                    link::endpoint::set_mtu(&sandbox, owner, &note.endpoint, u32::from(wanted));
+                if let Err(err) = set.await {
+                    tracing::warn!(endpoint = %note.endpoint, %err, "cannot set the MTU");
+                }
+            }
+        };
+        // Lowered from the senders inward, raised from the wire outward.
+        if wanted < before {
+            sandboxes().await;
+        }
+        if let Err(err) = local.namespace.set_mtu(u32::from(wanted)).await {
+            tracing::warn!(network = %local.id, %err, "cannot set the MTU of the bridge");
+            continue;
+        }
+        if wanted > before {
+            sandboxes().await;
+        }
+        local.set_mtu(wanted);
+        tracing::info!(network = %local.id, before, mtu = wanted, "the network's MTU changed");
+    }
+}
+
+/// What the datapath's capabilities are, by the names of the configuration.
+pub async fn offloads(agent: &Agent) -> Vec<types::Offload> {
+    let config = agent.datapath.config();
+    let port = agent.networks.all().await.first().map(|local| local.offload);
+    let disabled = &agent.config.datapath.disable;
+    let item = |name: &str, on: bool, lacking: &str| {
+        let off = disabled.iter().any(|mask| mask.to_string() == name);
+        types::Offload {
+            name: name.to_owned(),
+            state: if on && !off { types::OffloadState::On } else { types::OffloadState::Off },
+            reason: match (on, off) {
+                (_, true) => Some("switched off by the configuration".to_owned()),
+                (false, false) => Some(lacking.to_owned()),
+                (true, false) => None,
+            },
+        }
+    };
+    let unknown = "known when the first network is set up here";
+    let kernel = "this kernel does not have it";
+    let port_item = |name: &str, on: Option<bool>| {
+        item(name, on.unwrap_or(false), if on.is_none() { unknown } else { kernel })
+    };
+    vec![
+        port_item("csum", port.map(|port| port.csum)),
+        port_item("tso", port.map(|port| port.tso)),
+        port_item("uso", port.map(|port| port.uso)),
+        item("udp-gso", config.offload.gso_segments > 1, kernel),
+        item("udp-gro", config.offload.gro, kernel),
+        item("coalesce", config.coalesce, kernel),
+    ]
+}
+
+/// Counters of the table writer.
+#[must_use]
+pub fn table_counters(agent: &Agent) -> Vec<types::Counter> {
+    let stats = agent.tables.writer_stats();
+    let rows = [
+        ("table_deltas", "deltas", "Changes applied to the tables.", stats.deltas),
+        ("table_generations", "generations", "Generations published.", stats.publications),
+        ("table_reclaimed", "generations", "Generations freed.", stats.reclaimed),
+        ("table_stale", "deltas", "Changes that were older than what is there.", stats.stale),
+        ("table_refused", "deltas", "Changes refused by the limits of the tables.", stats.refused),
+        ("table_full", "deltas", "Changes refused because keys collide.", stats.full),
+        ("learned", "entries", "Addresses learned from frames.", stats.learned),
+        ("learn_moved", "entries", "Learned addresses that moved.", stats.learn_moved),
+        ("learn_refused", "entries", "Addresses that were not learned.", stats.learn_refused),
+        ("learn_evicted", "entries", "Learned addresses that made room.", stats.learn_evicted),
+        ("learn_expired", "entries", "Learned addresses that aged out.", stats.learn_expired),
+    ];
+    rows.into_iter()
+        .map(|(name, unit, help, value)| types::Counter {
+            name: name.to_owned(),
+            help: help.to_owned(),
+            unit: unit.to_owned(),
+            value,
+            workers: Vec::new(),
+        })
+        .collect()
+}

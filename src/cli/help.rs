@@ -1,0 +1,300 @@
+//! What the help says beyond one line per argument.
+
+pub(super) const ABOUT: &str = "\
+Overlay networks for containers on many hosts, switched in user space
+
+One agent per host joins network namespaces (containers, VMs, plain namespaces) into networks: L2
+over VXLAN (RFC 7348), interoperable with the Linux kernel's vxlan device. Where everything is comes
+from a store that speaks the etcd API: an etcd cluster, or the embedded store of one of the hosts.";
+
+/// The commands by what they are for. A test compares it with the commands that exist.
+pub(super) const TOP: &str = "\
+{about-with-newline}
+{usage-heading} {usage}
+
+Run it:
+  agent      Run the switch on this host
+  store      Run the embedded store by itself
+  demo       Show it all on this machine, with namespaces as hosts
+
+Networks:
+  network    Make, list, change and remove networks, and their static VTEPs
+  attach     Attach a network namespace to a network
+  detach     Detach a network namespace from a network
+
+Look:
+  status     Show how the agent is: store, session, offloads, networks, warnings
+  hosts      List the hosts and whether they are alive
+  endpoints  List the endpoints of all hosts
+  fdb        Show where each MAC is
+  neighbors  Show which MAC each address has
+  drops      Show what was dropped, why, and what to look at
+  stats      Show counters
+  enter      Run a command or a shell in a network's private namespace
+
+  help       Show this, or the help of a command
+
+Options:
+{options}{after-help}";
+
+pub(super) const FIRST_STEPS: &str = "\
+The first five minutes:
+  Everything on this machine, nothing left behind:
+      skybridge demo
+
+  Two hosts, 192.0.2.1 and 192.0.2.2, UDP port 4789 open between them:
+      h1# skybridge agent --name h1 --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
+      h2# skybridge agent --name h2 --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
+
+  A network, and a namespace on each host in it:
+      h1# skybridge network create blue --subnet 198.51.100.0/24
+      h1# ip netns add c1 && skybridge attach blue --netns c1
+      h2# ip netns add c2 && skybridge attach blue --netns c2
+      h2# ip netns exec c2 ping 198.51.100.2
+
+  Does it work, and why not:
+      skybridge status
+      skybridge drops
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage or configuration.
+Every listing takes --json. SKYBRIDGE_SOCKET names the agent's socket, NO_COLOR turns colours off.";
+
+pub(super) const AGENT: &str = "\
+Run the switch on this host
+
+The agent takes its configuration from defaults, the file, the environment and the flags, the later
+ones winning. --check shows what is in effect. It needs root, a store, and an underlay address that
+the other hosts reach; it runs in the foreground and logs to standard error. When it ends, sandboxes
+keep their interfaces; the next start takes them over.";
+
+pub(super) const AGENT_EXAMPLES: &str = "\
+Examples:
+  The first host, with the embedded store:
+      skybridge agent --name h1 --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
+  A further host:
+      skybridge agent --name h2 --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
+  What would be in effect, and where it comes from:
+      skybridge agent --check
+  Take everything down that this host's agent ever made:
+      skybridge agent --cleanup";
+
+pub(super) const STORE: &str = "\
+Run the embedded store by itself
+
+An etcd v3 API server on one host, for clusters without etcd. It is not replicated: while its host is
+down, networks go on and nothing new can be created. An agent can serve it too, with
+--embedded-store.";
+
+pub(super) const STORE_EXAMPLES: &str = "\
+Examples:
+      skybridge store
+      skybridge store --listen 192.0.2.1:2379 --insecure-store --data /srv/skybridge";
+
+pub(super) const NETWORK: &str = "\
+Make, list, change and remove networks
+
+A network is an L2 segment with subnets, a VNI and an MTU, known to all hosts. A host sets its part up
+when the first endpoint is attached there.";
+
+pub(super) const NETWORK_EXAMPLES: &str = "\
+Examples:
+      skybridge network create blue --subnet 198.51.100.0/24 --subnet 2001:db8:51::/64
+      skybridge network ls
+      skybridge network inspect blue
+      skybridge network rm blue";
+
+pub(super) const CREATE: &str = "\
+Make a network
+
+The name, the VNI and the subnets are taken in one transaction of the store; when it returns, every
+host can attach to the network.";
+
+pub(super) const CREATE_EXAMPLES: &str = "\
+Examples:
+      skybridge network create blue --subnet 198.51.100.0/24
+  Both families, a VNI of your own, no gateway:
+      skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
+          --gateway none
+  Only known MACs may send:
+      skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict";
+
+pub(super) const NETWORK_LS_EXAMPLES: &str = "\
+Examples:
+      skybridge network ls
+      skybridge network ls --json | jq -r '.[] | [.name, .vni] | @tsv'";
+
+pub(super) const INSPECT_EXAMPLES: &str = "\
+Example:
+      skybridge network inspect blue";
+
+pub(super) const UPDATE: &str = "\
+Change a network
+
+Name, mode, VNI and subnets stay for the life of a network. Everything else can change while it
+carries traffic.";
+
+pub(super) const UPDATE_EXAMPLES: &str = "\
+Examples:
+      skybridge network update blue --mtu 1400
+      skybridge network update blue --option source_check=strict --label team=web
+  Back to the option's default, and no label:
+      skybridge network update blue --option source_check --label team";
+
+pub(super) const RM_EXAMPLES: &str = "\
+Example:
+      skybridge network rm blue";
+
+pub(super) const VTEP: &str = "\
+Static VTEPs: kernel vxlan devices, OVS, hardware
+
+A VTEP that runs no Skybridge is not in the store by itself. Tell the network its underlay address,
+and, where known, the MACs and addresses behind it.";
+
+pub(super) const VTEP_EXAMPLES: &str = "\
+Examples:
+      skybridge network vtep add blue 192.0.2.9
+      skybridge network vtep ls blue
+      skybridge network vtep rm blue 192.0.2.9";
+
+pub(super) const VTEP_ADD: &str = "\
+Add a static VTEP, or replace what is known of it
+
+Without --mac, what is behind it is learned from its frames, and broadcasts go to it.";
+
+pub(super) const VTEP_ADD_EXAMPLES: &str = "\
+Examples:
+      skybridge network vtep add blue 192.0.2.9
+      skybridge network vtep add blue 192.0.2.9 --port 8472
+          --mac 00:00:5e:00:53:09=198.51.100.9,2001:db8:51::9
+  The other end, on Linux:
+      ip link add vx0 type vxlan id VNI dstport 4789 local 192.0.2.9 remote 192.0.2.1";
+
+pub(super) const VTEP_RM_EXAMPLES: &str = "\
+Example:
+      skybridge network vtep rm blue 192.0.2.9";
+
+pub(super) const VTEP_LS_EXAMPLES: &str = "\
+Example:
+      skybridge network vtep ls blue";
+
+pub(super) const ATTACH: &str = "\
+Attach a network namespace to a network
+
+Makes an interface in the namespace with free addresses of the network (or those asked for) and
+publishes it: when the command returns, it is up here, and other hosts know it within moments.";
+
+pub(super) const ATTACH_EXAMPLES: &str = "\
+Examples:
+  A namespace of `ip netns`:
+      ip netns add c1 && skybridge attach blue --netns c1
+  A running process, with an address of its own choice:
+      skybridge attach blue --netns 4711 --ip 198.51.100.7 --ifname eth1 --name web
+  Through its network to the world:
+      skybridge attach blue --netns c1 --default-route";
+
+pub(super) const DETACH: &str = "\
+Detach a network namespace from a network
+
+Removes the interface and withdraws the endpoint. It works on the endpoint's own host, also when the
+namespace is gone; while the store is away it is done here and published later.";
+
+pub(super) const DETACH_EXAMPLES: &str = "\
+Examples:
+      skybridge detach blue --netns c1
+      skybridge detach --id 3f9c2a71b0d84e55";
+
+pub(super) const STATUS: &str = "\
+Show how the agent is: store, session, offloads, networks, warnings
+
+The first command to run. Each warning says since when, and what to do.";
+
+pub(super) const STATUS_EXAMPLES: &str = "\
+Examples:
+      skybridge status
+      skybridge status --json | jq -e .ready";
+
+pub(super) const HOSTS: &str = "\
+List the hosts and whether they are alive
+
+A host whose lease has ended is suspect: its endpoints stay reachable, they lose to a newer claim of
+the same MAC or address, and are removed after a day.";
+
+pub(super) const HOSTS_EXAMPLES: &str = "\
+Example:
+      skybridge hosts";
+
+pub(super) const ENDPOINTS: &str = "\
+List the endpoints of all hosts
+
+An endpoint is one attachment of a namespace to a network: a MAC and addresses.";
+
+pub(super) const ENDPOINTS_EXAMPLES: &str = "\
+Examples:
+      skybridge endpoints
+      skybridge endpoints blue --json";
+
+pub(super) const FDB: &str = "\
+Show where each MAC is
+
+The table by which frames are sent: on this host, or behind which VTEP, who says so (static, a store
+revision, learned) and for how long.";
+
+pub(super) const FDB_EXAMPLES: &str = "\
+Examples:
+      skybridge fdb
+      skybridge fdb blue --json | jq '.[] | select(.source == \"learned\")'";
+
+pub(super) const NEIGHBORS: &str = "\
+Show which MAC each address has
+
+The table by which ARP and IPv6 neighbor discovery are answered on this host.";
+
+pub(super) const NEIGHBORS_EXAMPLES: &str = "\
+Example:
+      skybridge neighbors blue";
+
+pub(super) const DROPS: &str = "\
+Show what was dropped, why, and what to look at
+
+Every frame that does not go on has a reason, and every reason a counter.";
+
+pub(super) const DROPS_EXAMPLES: &str = "\
+Examples:
+      skybridge drops
+      skybridge drops --all";
+
+pub(super) const STATS: &str = "\
+Show counters
+
+Counters run since the agent started. With --watch, what happened per second since the last look.";
+
+pub(super) const STATS_EXAMPLES: &str = "\
+Examples:
+      skybridge stats
+      skybridge stats --workers
+      skybridge stats --watch --interval 5
+  One JSON object per look:
+      skybridge stats --watch --json";
+
+pub(super) const ENTER: &str = "\
+Run a command or a shell in a network's private namespace
+
+The bridge, the switch's port and the host ends of the endpoints' interfaces are there. Needs root.";
+
+pub(super) const ENTER_EXAMPLES: &str = "\
+Examples:
+      skybridge enter blue
+      skybridge enter blue bridge fdb show
+      skybridge enter blue tcpdump -ni any arp";
+
+pub(super) const DEMO: &str = "\
+Show it all on this machine, with namespaces as hosts
+
+Makes hosts out of network namespaces with an agent on each, a network and containers, pings, moves
+bytes and compares them, shows the listings and the throughput beside the raw underlay and the
+kernel's vxlan device, and takes everything down again. Needs root.";
+
+pub(super) const DEMO_EXAMPLES: &str = "\
+Examples:
+      skybridge demo
+      skybridge demo --hosts 5 --keep --seconds 0";

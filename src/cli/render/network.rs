@@ -1,0 +1,154 @@
+//! Networks and static VTEPs.
+
+use std::fmt::Write as _;
+
+use super::super::table::{Cell, Facts, Style, Table, Tone, joined};
+use super::{or_dash, plural, sorted};
+use crate::control::types::{Network, NetworkDetail, NetworkState, StaticVtep};
+
+/// `skybridge network ls`.
+#[must_use]
+pub fn networks(networks: &[Network], style: Style) -> String {
+    if networks.is_empty() {
+        return "no networks; make one with `skybridge network create NAME --subnet CIDR`\n"
+            .to_owned();
+    }
+    table(networks).render(style, 0)
+}
+
+pub(super) fn table(networks: &[Network]) -> Table {
+    let mut table = Table::new(&[
+        "NETWORK",
+        "MODE",
+        ">VNI",
+        ">PORT",
+        "SUBNETS",
+        ">MTU",
+        ">ENDPOINTS",
+        ">HOSTS",
+        "HERE",
+        "ID",
+    ]);
+    for network in sorted(networks) {
+        table.row(vec![
+            network.name.into(),
+            network.mode.into(),
+            network.vni.into(),
+            network.udp_port.into(),
+            joined(network.subnets).into(),
+            network.mtu.into(),
+            network.endpoints.into(),
+            network.hosts.into(),
+            state(network.state),
+            network.id.into(),
+        ]);
+    }
+    table
+}
+
+fn state(state: NetworkState) -> Cell {
+    match state {
+        NetworkState::Absent => "-".into(),
+        NetworkState::Failed => Cell::toned("failed", Tone::Alarm),
+        NetworkState::Starting => Cell::toned("starting", Tone::Warning),
+        NetworkState::Unknown => "unknown".into(),
+        NetworkState::Up => Cell::toned("up", Tone::Good),
+    }
+}
+
+fn state_text(state: NetworkState) -> &'static str {
+    match state {
+        NetworkState::Absent => "not set up: no endpoint of it is on this host",
+        NetworkState::Failed => "failed",
+        NetworkState::Starting => "starting",
+        NetworkState::Unknown => "unknown",
+        NetworkState::Up => "up",
+    }
+}
+
+/// `skybridge network inspect`, `create` and `update`.
+#[must_use]
+pub fn network(detail: &NetworkDetail, style: Style) -> String {
+    let network = &detail.network;
+    let mut facts = Facts::default();
+    facts.add("network", &network.name);
+    facts.add("id", &network.id);
+    facts.add(
+        "mode",
+        format!("{}, VNI {}, UDP port {}", network.mode, network.vni, network.udp_port),
+    );
+    facts.add("subnets", joined(&network.subnets));
+    let mtu = match detail.mtu_requested {
+        Some(requested) if requested == network.mtu => format!("{} (asked for)", network.mtu),
+        Some(requested) => format!("{} ({requested} asked for)", network.mtu),
+        None => format!("{} (from the underlay)", network.mtu),
+    };
+    facts.add("mtu", mtu);
+    let gateways =
+        if detail.gateways.is_empty() { "none".to_owned() } else { joined(&detail.gateways) };
+    facts.add("gateway", gateways);
+    facts.add("nat outgoing", if detail.nat_outgoing { "yes" } else { "no" });
+    facts.add("options", pairs(&detail.options));
+    facts.add("labels", pairs(&detail.labels));
+    let hosts = match detail.host_names.is_empty() {
+        true => "no hosts".to_owned(),
+        false => format!("{} ({})", plural(network.hosts, "host"), joined(&detail.host_names)),
+    };
+    facts.add("endpoints", format!("{} on {hosts}", network.endpoints));
+    let revision = detail.revision.map(|revision| format!("store {revision}"));
+    facts.add("source", or_dash(revision.as_deref()));
+    let here = state_text(network.state).to_owned();
+    match &detail.local {
+        Some(local) => {
+            let reason = local.reason.as_ref().map(|reason| format!(": {reason}"));
+            facts.add("here", format!("{here}{}", reason.unwrap_or_default()));
+            facts.add("namespace", local.namespace.display());
+            facts.add("bridge", &local.bridge);
+            facts.add("port", format!("{}, {}", local.port, plural(local.queues.into(), "queue")));
+            facts.add("local endpoints", local.endpoints);
+        }
+        None => facts.add("here", here),
+    }
+    let mut text = facts.render(style);
+    if !detail.static_vteps.is_empty() {
+        let _ = write!(text, "\n{}", vteps(&detail.static_vteps, style));
+    }
+    text
+}
+
+fn pairs(map: &std::collections::BTreeMap<String, String>) -> String {
+    joined(map.iter().map(|(key, value)| format!("{key}={value}")))
+}
+
+/// `skybridge network vtep ls`.
+#[must_use]
+pub fn vteps(vteps: &[StaticVtep], style: Style) -> String {
+    if vteps.is_empty() {
+        return "no static VTEPs; add one with `skybridge network vtep add NAME ADDRESS`\n"
+            .to_owned();
+    }
+    let mut table = Table::new(&["NETWORK", "VTEP", ">PORT", ">LEARNED", "SOURCE", "BEHIND IT"]);
+    for vtep in sorted(vteps) {
+        let revision = vtep.revision.map(|revision| format!("store {revision}"));
+        let mut behind: Vec<String> = Vec::new();
+        for known in &vtep.macs {
+            let ips: String = known.ips.iter().map(|ip| format!(" {ip}")).collect();
+            behind.push(format!("{}{ips}", known.mac));
+        }
+        table.row(vec![
+            vtep.network.into(),
+            vtep.address.into(),
+            vtep.port.into(),
+            vtep.learned.into(),
+            or_dash(revision.as_deref()).into(),
+            joined(behind).into(),
+        ]);
+    }
+    table.render(style, 0)
+}
+
+/// `skybridge network vtep add`.
+#[must_use]
+pub fn vtep(vtep: &StaticVtep, style: Style) -> String {
+    vteps(std::slice::from_ref(vtep), style)
+}

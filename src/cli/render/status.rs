@@ -1,0 +1,117 @@
+//! The agent's status.
+
+use std::fmt::Write as _;
+
+use super::super::table::{Facts, Style, Tone, age, joined};
+use super::listing::ago;
+use super::{network, plural, socket_addresses};
+use crate::control::types::{
+    Offload, OffloadState, Session, SessionState, Status, Store, StoreState,
+};
+
+/// `skybridge status`.
+#[must_use]
+pub fn status(status: &Status, style: Style) -> String {
+    let mut facts = Facts::default();
+    let ready = match status.ready {
+        true => style.paint(Tone::Good, "ready"),
+        false => style.paint(Tone::Warning, "not ready yet"),
+    };
+    facts
+        .add("agent", format!("{ready}, version {}, up {}", status.version, age(status.uptime_ms)));
+    facts.add("host", format!("{} (id {}), start {}", status.host, status.id, status.incarnation));
+    let mtu = match status.datapath.mtu {
+        0 => String::new(),
+        mtu => format!(", underlay MTU {mtu}"),
+    };
+    facts.add("vtep", format!("{}{mtu}", joined(socket_addresses(&status.datapath.vteps))));
+    facts.add("store", store(&status.store, style));
+    facts.add("session", session(&status.session, style));
+    facts.add(
+        "datapath",
+        format!(
+            "{}, tables at generation {}",
+            plural(status.datapath.workers, "worker"),
+            status.datapath.generation
+        ),
+    );
+    facts.add("offloads", offloads(&status.datapath.offloads, style));
+    facts.add(
+        "drops",
+        match status.drops_total {
+            0 => "none".to_owned(),
+            count => format!("{count}; `skybridge drops` tells why"),
+        },
+    );
+    let mut text = facts.render(style);
+    for offload in &status.datapath.offloads {
+        if let (OffloadState::Lost, Some(reason)) = (offload.state, &offload.reason) {
+            let _ = writeln!(text, "  {} was given up: {reason}", offload.name);
+        }
+    }
+    let _ = write!(text, "\n{}", network::networks(&status.networks, style));
+    for warning in &status.warnings {
+        let since = format!("warning, {}:", ago(warning.since_ms));
+        let _ = write!(text, "\n{} {}\n", style.paint(Tone::Warning, &since), warning.text);
+        if let Some(next_step) = &warning.next_step {
+            let _ = writeln!(text, "  try: {next_step}");
+        }
+    }
+    text
+}
+
+fn store(store: &Store, style: Style) -> String {
+    let endpoint = store.endpoint.as_deref().unwrap_or("no endpoint");
+    let since = age(store.since_ms);
+    let mut text = match store.state {
+        StoreState::Away => {
+            let away = style.paint(Tone::Warning, "away");
+            format!("{away} for {since}, {endpoint}; forwarding goes on")
+        }
+        StoreState::Connected => {
+            format!("{} for {since}, {endpoint}", style.paint(Tone::Good, "connected"))
+        }
+        StoreState::Connecting => {
+            format!("{} for {since}, {endpoint}", style.paint(Tone::Warning, "connecting"))
+        }
+        StoreState::Unknown => format!("in an unknown state, {endpoint}"),
+    };
+    if let Some(revision) = store.revision {
+        let _ = write!(text, ", revision {revision}");
+    }
+    if let Some(embedded) = &store.embedded {
+        let _ = write!(text, ", embedded here at {embedded}");
+    }
+    if let Some(cause) = &store.cause {
+        let _ = write!(text, " ({cause})");
+    }
+    text
+}
+
+fn session(session: &Session, style: Style) -> String {
+    let state = match session.state {
+        SessionState::Held => style.paint(Tone::Good, "held"),
+        SessionState::Lost => style.paint(Tone::Warning, "lost"),
+        SessionState::Starting => style.paint(Tone::Warning, "starting"),
+        SessionState::Unknown => "in an unknown state".to_owned(),
+    };
+    let lease = session.lease.as_ref().map(|lease| format!(", lease {lease}")).unwrap_or_default();
+    format!("{state}{lease}, time to live {}", age(session.ttl_ms))
+}
+
+fn offloads(offloads: &[Offload], style: Style) -> String {
+    let mut texts = Vec::new();
+    for offload in offloads {
+        let state = match offload.state {
+            OffloadState::Lost => style.paint(Tone::Alarm, "lost"),
+            OffloadState::Off => match &offload.reason {
+                Some(reason) => style.paint(Tone::Warning, &format!("off ({reason})")),
+                None => style.paint(Tone::Warning, "off"),
+            },
+            OffloadState::On => style.paint(Tone::Good, "on"),
+            OffloadState::Unknown => "unknown".to_owned(),
+        };
+        texts.push(format!("{} {state}", offload.name));
+    }
+    if texts.is_empty() { "-".to_owned() } else { texts.join(", ") }
+}

@@ -1,0 +1,77 @@
+//! What an agent can be asked.
+
+use std::future::Future;
+
+use super::types::{
+    Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, Error, FdbEntry, Host,
+    Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, UpdateNetwork,
+    VtepAdd,
+};
+
+/// What every operation gives.
+pub type Answer<T> = Result<T, Error>;
+
+/// The agent as the control socket sees it. One method per operation; an implementation writes
+/// them as `async fn`.
+///
+/// Every call runs in a task of its own that ends by itself: a client that goes away does not
+/// cancel an operation half way. Networks are named by name or id. Listings come unsorted.
+pub trait Api: Send + Sync + 'static {
+    /// How the agent is.
+    fn status(&self) -> impl Future<Output = Answer<Status>> + Send;
+    /// All hosts, this one included.
+    fn hosts(&self) -> impl Future<Output = Answer<Vec<Host>>> + Send;
+    /// All networks.
+    fn networks(&self) -> impl Future<Output = Answer<Vec<Network>>> + Send;
+    /// One network.
+    fn network(&self, network: String) -> impl Future<Output = Answer<NetworkDetail>> + Send;
+    /// Makes a network; returns when its record is in the store.
+    fn create_network(
+        &self,
+        request: CreateNetwork,
+    ) -> impl Future<Output = Answer<NetworkDetail>> + Send;
+    /// Changes a network; returns when its record is in the store.
+    fn update_network(
+        &self,
+        network: String,
+        request: UpdateNetwork,
+    ) -> impl Future<Output = Answer<NetworkDetail>> + Send;
+    /// Removes a network that has no endpoints.
+    fn remove_network(&self, network: String) -> impl Future<Output = Answer<()>> + Send;
+    /// The static VTEPs of a network.
+    fn vteps(&self, network: String) -> impl Future<Output = Answer<Vec<StaticVtep>>> + Send;
+    /// Adds a static VTEP, or replaces what is known of the one with that address.
+    fn add_vtep(
+        &self,
+        network: String,
+        request: VtepAdd,
+    ) -> impl Future<Output = Answer<StaticVtep>> + Send;
+    /// Removes a static VTEP.
+    fn remove_vtep(
+        &self,
+        network: String,
+        address: std::net::IpAddr,
+    ) -> impl Future<Output = Answer<()>> + Send;
+    /// Where a network's private namespace is on this host.
+    fn namespace(&self, network: String) -> impl Future<Output = Answer<Namespace>> + Send;
+    /// Attaches a sandbox; returns when its interface is up and its record is in the store.
+    fn attach(&self, request: Attach) -> impl Future<Output = Answer<Attachment>> + Send;
+    /// Detaches; `request` has a valid target.
+    fn detach(&self, request: Detach) -> impl Future<Output = Answer<Vec<Detached>>> + Send;
+    /// Endpoints of one network or of all.
+    fn endpoints(
+        &self,
+        network: Option<String>,
+    ) -> impl Future<Output = Answer<Vec<Endpoint>>> + Send;
+    /// FDB entries of one network or of all.
+    fn fdb(&self, network: Option<String>) -> impl Future<Output = Answer<Vec<FdbEntry>>> + Send;
+    /// Neighbor entries of one network or of all.
+    fn neighbors(
+        &self,
+        network: Option<String>,
+    ) -> impl Future<Output = Answer<Vec<NeighborEntry>>> + Send;
+    /// Drops by reason and network, those that never happened included.
+    fn drops(&self) -> impl Future<Output = Answer<Vec<Drops>>> + Send;
+    /// All counters.
+    fn stats(&self) -> impl Future<Output = Answer<Stats>> + Send;
+}

@@ -1,0 +1,24 @@
+//! What goes over the control socket. JSON field names are stable; ages and durations are in
+//! milliseconds, sizes in bytes; a value that is not known is `null`.
+
+mod endpoint;
+mod error;
+mod listing;
+mod network;
+mod status;
+
+pub use endpoint::{
+    Attach, Attachment, DEFAULT_IFNAME, Detach, DetachTarget, Detached, Endpoint, EndpointState,
+};
+pub use error::{Error, ErrorCode};
+pub use listing::{
+    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, NeighborEntry, NetworkStats,
+    PlaceKind, SourceKind, Stats,
+};
+pub use network::{
+    CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
+    StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
+};
+pub use status::{
+    Datapath, Offload, OffloadState, Session, SessionState, Status, Store, StoreState, Warning,
+};

@@ -1,0 +1,447 @@
+//! The agent as a process: ordered start, wiring, ordered stop.
+//!
+//! # Theory of operation
+//!
+//! Start, each step ready before the next:
+//!
+//! 1. state directory locked; identity read, this start counted
+//! 2. underlay: interfaces of the VTEP addresses and their MTU
+//! 3. embedded store, where this host serves it
+//! 4. tables from the last snapshot; workers and their sockets
+//! 5. attachments of the last run taken over: traffic flows from here on, store or not
+//! 6. watch, session, control socket, metrics; `READY=1` to the service manager
+//!
+//! Stop is the reverse and takes nothing down: namespaces, bridges, TAPs and the containers'
+//! interfaces stay for the next start. `skybridge agent --cleanup` is what removes them.
+//!
+//! Threads: one tokio runtime for all control, one of its own for the embedded store (a slow disk
+//! must not hold up the agent), and the workers, which know neither.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use encap::MacAddr;
+use membership::embedded;
+use membership::key::HostName;
+use membership::reconcile::Defaults;
+use membership::record::{HostRecord, VtepRecord};
+use membership::session::{Identity, Session};
+use membership::store::{Credentials, Store, StoreConfig, TlsFiles};
+use membership::view::View;
+use membership::watch::{Watch, WatchConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::agent::networks::Networks;
+use crate::agent::state::StateDir;
+use crate::agent::tables::Tables;
+use crate::agent::tasks::{self, SessionState, SessionView};
+use crate::agent::{Agent, Parts, SNAPSHOT, api};
+use crate::config::{Capability, Config, LogFormat};
+use crate::control::server;
+use crate::datapath::{self, Datapath};
+use crate::link::{self, NetNs, Owner};
+use crate::port::tap::PortOffload;
+use crate::telemetry::{logs, metrics};
+use crate::underlay::probe::UdpOffload;
+
+/// How long the session may take to say goodbye to the store.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// Control-plane threads: requests are few and short.
+const CONTROL_THREADS: usize = 2;
+
+/// Why the agent did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    what: String,
+    /// Why.
+    pub cause: Option<String>,
+    /// What to do.
+    pub next_step: Option<String>,
+}
+
+impl Failure {
+    fn new(what: impl Into<String>, cause: impl ToString) -> Self {
+        Self { what: what.into(), cause: Some(cause.to_string()), next_step: None }
+    }
+
+    fn next(mut self, next_step: impl Into<String>) -> Self {
+        self.next_step = Some(next_step.into());
+        self
+    }
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// With cause and next step; what was started is stopped again.
+pub fn run(config: Config) -> Result<ExitCode, Failure> {
+    let format = match config.log.format {
+        LogFormat::Json => logs::Format::Json,
+        LogFormat::Text => logs::Format::Text,
+    };
+    logs::init(&config.log.level, format)
+        .map_err(|err| Failure::new("the log cannot be written", err))?;
+    raise_descriptor_limit();
+    let state = StateDir::open(&config.state_dir)
+        .map_err(|err| Failure::new("the agent cannot start", err))?;
+    let embedded = match config.store.embedded {
+        Some(listen) => Some(EmbeddedStore::start(listen, config.store_dir())?),
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|err| Failure::new("the agent cannot start its threads", err))?;
+    let ended = runtime.block_on(serve(config, state, embedded.as_ref()));
+    drop(runtime);
+    if let Some(embedded) = embedded {
+        embedded.stop();
+    }
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Removes everything that this host's agent ever made, and says what.
+///
+/// # Errors
+/// When an agent still runs, or something could not be removed.
+pub fn clean_up(config: &Config, mut say: impl FnMut(&str)) -> Result<ExitCode, Failure> {
+    let state = StateDir::open(&config.state_dir)
+        .map_err(|err| Failure::new("nothing was removed", err))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|err| Failure::new("nothing was removed", err))?;
+    let owner = Owner::new(&config.state_dir);
+    let report = runtime.block_on(link::cleanup::run(&owner));
+    for removed in &report.removed {
+        say(&format!("removed {removed}"));
+    }
+    let notes = state.attachments().0;
+    for note in &notes {
+        // The records go with the next start, or by garbage collection.
+        let mut left = note.clone();
+        left.stage = crate::agent::state::Stage::Detaching;
+        if let Err(err) = state.put(&left) {
+            return Err(Failure::new("an attachment cannot be noted as gone", err));
+        }
+    }
+    if let Some(first) = report.failed.first() {
+        return Err(Failure::new(
+            format!("{} things could not be removed", report.failed.len()),
+            first,
+        )
+        .next("run it again once that is mended"));
+    }
+    say(&format!("{} things removed, {} attachments ended", report.removed.len(), notes.len()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the embedded store by itself until it is told to stop.
+///
+/// # Errors
+/// With cause and next step.
+pub fn store(listen: SocketAddr, data: PathBuf) -> Result<ExitCode, Failure> {
+    logs::init("info", logs::Format::Text)
+        .map_err(|err| Failure::new("the log cannot be written", err))?;
+    let store = EmbeddedStore::start(listen, data)?;
+    let ended = store.runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::io::Result::Ok(())
+    });
+    store.stop();
+    ended.map_err(|err| Failure::new("the embedded store cannot wait for signals", err))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct EmbeddedStore {
+    server: embedded::Server,
+    runtime: tokio::runtime::Runtime,
+    address: String,
+}
+
+impl EmbeddedStore {
+    fn start(listen: SocketAddr, data: PathBuf) -> Result<Self, Failure> {
+        let failed = |cause: String| Failure::new("the embedded store cannot start", cause);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("store")
+            .enable_all()
+            .build()
+            .map_err(|err| failed(err.to_string()))?;
+        let wanted = embedded::Config::new(listen, data);
+        let server = runtime
+            .block_on(embedded::Server::start(wanted))
+            .map_err(|err| failed(err.to_string()))?;
+        let address = server.local_addr().to_string();
+        tracing::info!(%address, "serving the embedded store");
+        Ok(Self { server, runtime, address })
+    }
+
+    fn stop(self) {
+        self.runtime.block_on(self.server.shutdown());
+        self.runtime.shutdown_timeout(GOODBYE);
+    }
+}
+
+async fn serve(
+    config: Config,
+    state: StateDir,
+    embedded: Option<&EmbeddedStore>,
+) -> Result<(), Failure> {
+    let cannot = |cause: String| Failure::new("the agent cannot start", cause);
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| cannot(e.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| cannot(e.to_string()))?;
+    let config = Arc::new(config);
+    let name = HostName::new(&config.name).map_err(|err| cannot(err.to_string()))?;
+    let identity = Identity::start(state.path()).map_err(|err| cannot(err.to_string()))?;
+    let vteps = own_vteps(&config).await?;
+    let underlay_mtu = vteps.iter().map(|vtep| vtep.mtu).min().unwrap_or(0);
+
+    let snapshot = state.path().join(SNAPSHOT);
+    let view = match View::load(&snapshot) {
+        Ok(view) => view.unwrap_or_default(),
+        Err(err) => {
+            tracing::warn!(%err, "the snapshot of the tables cannot be used");
+            View::default()
+        }
+    };
+    let known = view.known();
+    let defaults = Defaults {
+        udp_port: config.udp_port,
+        vteps: vteps.clone(),
+        hold_down: fdb::Millis(config.store.hold_down.as_millis() as u64),
+        ..Defaults::default()
+    };
+    let tables = Tables::new(name.clone(), defaults, view);
+    let datapath = start_datapath(&config, underlay_mtu, &tables)?;
+    let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
+    let owner = Owner::new(state.path());
+    let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
+    let watch = Watch::start(store.clone(), WatchConfig::default(), known);
+    let host = host_record(&name, &identity, &vteps, underlay_mtu);
+    let session = Arc::new(Session::spawn(store.clone(), host, config.store.lease));
+    let (notes, bad) = state.attachments();
+    let agent = Arc::new(Agent::new(Parts {
+        name,
+        id: identity.id.clone(),
+        config: Arc::clone(&config),
+        store,
+        tables,
+        datapath,
+        networks,
+        state,
+        attachments: notes.into_iter().map(|note| (note.endpoint.clone(), note)).collect(),
+        session: SessionView {
+            state: SessionState::Starting,
+            lease: None,
+            ttl: config.store.lease,
+            incarnation: identity.incarnation,
+        },
+        watch: watch.status(),
+        embedded: embedded.map(|embedded| embedded.address.clone()),
+    }));
+    for path in bad {
+        agent.warn(
+            "attachments",
+            format!("the attachment file {} cannot be read and was set aside", path.display()),
+            Some("detach and attach that sandbox again".to_owned()),
+        );
+    }
+    let mut socket = server::bind(&config.socket, config.socket_group.as_deref())
+        .map_err(|err| Failure::new(err.to_string(), "").without_cause().next(err.next_step()))?;
+    let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
+
+    tasks::restore_attachments(&agent).await;
+    let mut ended = tokio::task::JoinSet::new();
+    ended.spawn(tasks::follow(Arc::clone(&agent), watch));
+    ended.spawn(tasks::look_after(Arc::clone(&agent)));
+    let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let until = async move {
+        let mut stopped = stopped;
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let api = Arc::new(api::Control(Arc::clone(&agent)));
+    let control = tokio::spawn(server::serve(listener, api, until));
+    if let Some(address) = config.metrics {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|err| cannot(format!("metrics cannot be served on {address}: {err}")))?;
+        ended.spawn(metrics::serve(listener, metrics_source(&agent)));
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(
+        host = %agent.name, id = %agent.id, socket = %config.socket.display(), "the agent runs"
+    );
+
+    let mut refused = refused;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        refusal = &mut refused => Err(match refusal {
+            Ok(cause) => Failure::new("this host is not admitted to the cluster", cause),
+            Err(err) => Failure::new("the session ended", err),
+        }),
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("the agent stops; containers keep their interfaces");
+    let _ = stop.send(true);
+    let _ = tokio::time::timeout(GOODBYE, control).await;
+    refused.abort();
+    let _ = refused.await;
+    ended.shutdown().await;
+    if let Ok(session) = Arc::try_unwrap(session) {
+        let _ = tokio::time::timeout(GOODBYE, session.close()).await;
+    }
+    let view = agent.tables.view(Clone::clone);
+    if view.revision().0 != 0
+        && let Err(err) = view.save(&snapshot)
+    {
+        tracing::warn!(%err, "the snapshot of the tables cannot be written");
+    }
+    result
+}
+
+impl Failure {
+    fn without_cause(mut self) -> Self {
+        self.cause = None;
+        self
+    }
+}
+
+async fn own_vteps(config: &Config) -> Result<Vec<VtepRecord>, Failure> {
+    let failed = |err: link::Error| Failure::new("the VTEP address cannot be used", err);
+    let namespace = NetNs::current().map_err(failed)?;
+    let mut records = Vec::with_capacity(config.vteps.len());
+    for vtep in &config.vteps {
+        let interface = link::underlay::interface(&namespace, vtep.bind).await.map_err(failed)?;
+        let mut record = VtepRecord::new(vtep.advertise, vtep.port);
+        let found = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+        record.mtu = vtep.mtu.unwrap_or(found);
+        record.accept = vtep.accept.clone();
+        tracing::info!(
+            vtep = %vtep.advertise, port = vtep.port, interface = interface.name,
+            mtu = record.mtu, "VTEP"
+        );
+        records.push(record);
+    }
+    Ok(records)
+}
+
+fn host_record(
+    name: &HostName,
+    identity: &Identity,
+    vteps: &[VtepRecord],
+    underlay_mtu: u16,
+) -> HostRecord {
+    let router_mac = router_mac(identity.id.as_str());
+    let mut host =
+        HostRecord::new(name.clone(), identity.id.clone(), identity.incarnation, router_mac);
+    host.boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default();
+    host.underlay_mtu = underlay_mtu;
+    host.software = concat!("skybridge ", env!("CARGO_PKG_VERSION")).to_owned();
+    host.vteps = vteps.to_vec();
+    host
+}
+
+/// The MAC of frames that this host routes: stable for a host, locally administered.
+fn router_mac(id: &str) -> MacAddr {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in id.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    MacAddr([0x06, a, b, c, d, e])
+}
+
+fn start_datapath(
+    config: &Config,
+    underlay_mtu: u16,
+    tables: &Tables,
+) -> Result<Datapath, Failure> {
+    let off = |capability| config.datapath.disable.contains(&capability);
+    let mut offload = UdpOffload::probe();
+    if off(Capability::UdpGso) {
+        offload.gso_segments = 1;
+    }
+    if off(Capability::UdpGro) {
+        offload.gro = false;
+    }
+    let mut ports: Vec<u16> = config.vteps.iter().map(|vtep| vtep.port).collect();
+    ports.push(config.udp_port);
+    ports.sort_unstable();
+    ports.dedup();
+    let workers = if off(Capability::Multiqueue) { 1 } else { config.datapath.workers.max(1) };
+    Datapath::start(
+        datapath::Config {
+            workers,
+            addresses: config.vteps.iter().map(|vtep| vtep.bind).collect(),
+            ports,
+            fan: config.datapath.source_ports,
+            offload,
+            coalesce: !off(Capability::Coalesce),
+            underlay_mtu,
+            epoch: tables.epoch(),
+        },
+        tables.reader(),
+    )
+    .map_err(|err| Failure::new("the datapath cannot start", err))
+}
+
+fn port_offload(config: &Config) -> PortOffload {
+    let on = |capability| !config.datapath.disable.contains(&capability);
+    PortOffload {
+        csum: on(Capability::Csum),
+        tso: on(Capability::Csum) && on(Capability::Tso),
+        uso: on(Capability::Csum) && on(Capability::Uso),
+    }
+}
+
+fn store_config(config: &Config) -> Result<StoreConfig, Failure> {
+    let mut wanted = StoreConfig::new(config.store.endpoints.iter().cloned());
+    wanted.prefix = config.store.prefix.clone();
+    wanted.tls = config.store.tls.as_ref().map(|tls| TlsFiles {
+        ca: tls.ca.clone(),
+        cert: tls.identity.as_ref().map(|(cert, _)| cert.clone()),
+        key: tls.identity.as_ref().map(|(_, key)| key.clone()),
+        ..TlsFiles::default()
+    });
+    if let Some(user) = &config.store.user {
+        let text = std::fs::read_to_string(&user.password_file).map_err(|err| {
+            Failure::new("the password of the store cannot be read", err)
+                .next(format!("check {}", user.password_file.display()))
+        })?;
+        let password = text.lines().next().unwrap_or_default().to_owned();
+        wanted.user = Some(Credentials { name: user.name.clone(), password });
+    }
+    Ok(wanted)
+}
+
+fn metrics_source(agent: &Arc<Agent>) -> metrics::Source {
+    let agent = Arc::clone(agent);
+    Arc::new(move || crate::agent::figures::figures(&agent))
+}
+
+/// Each worker has dozens of sockets and each network a queue per worker.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(err) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%err, "the limit of open files cannot be raised");
+    }
+}

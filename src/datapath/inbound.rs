@@ -1,0 +1,334 @@
+//! Inbound: datagrams from the underlay to the ports.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!   receive batch: datagrams and trains in an arena
+//!     │ outer source ─► known VTEP
+//!     │ train ─► elements (one VXLAN header and inner frame each; or one inner super-frame)
+//!     │    VNI and port ─► network, VTEP admitted
+//!     │    inner source MAC ─► owned by that VTEP, or by nobody yet
+//!     │    inner destination MAC ─► an endpoint here, or a group
+//!     │    ECN combined (RFC 6040)
+//!     ▼
+//!   Coalescer: checksums verified, consecutive segments of a flow joined
+//!     ▼
+//!   port write: [virtio header][rebuilt headers][payload pieces of the arena]
+//! ```
+//!
+//! Every check is made on every inner frame of a train: a train is the kernel's grouping, not the
+//! sender's promise. All flows are flushed at the end of each receive batch, so nothing waits.
+
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use encap::coalesce::{Coalescer, Seen, Sink};
+use encap::{MacAddr, ecn, vnet, vxlan};
+use fdb::{
+    MacEntry, Millis, NetworkKey, NetworkTables, Origin, Place, Snapshot, SourceCheck, VtepKey,
+};
+
+use super::drop::DropReason;
+use super::heard::Heard;
+use super::inner;
+use super::learn::{LearnQueue, Learned};
+use super::outbound::Turn;
+use super::port::PortState;
+use crate::sys::mmsg::Received;
+use crate::telemetry::counters::{DropCounters, WorkerCounters};
+
+const ETHERNET_LEN: usize = 14;
+/// Gather entries of one port write: virtio header, rebuilt headers and the payload pieces of the
+/// longest super-frame that the coalescer makes, with room to spare.
+const SLICES: usize = 80;
+
+/// A learned address is confirmed to the writer when its last confirmation is this old.
+const CONFIRM: Millis = Millis(10_000);
+/// The most elements of one train; the kernel coalesces at most 64 datagrams (`UDP_GRO_CNT_MAX`).
+const ELEMENTS: usize = 256;
+
+/// Where finished frames go: a port's queue, or a test's list.
+pub trait Deliver {
+    /// Writes one frame to the port of `network`; false when the port refused it.
+    fn deliver(&mut self, network: NetworkKey, pieces: &[IoSlice<'_>]) -> bool;
+    /// The port of `network` on this worker.
+    fn port(&self, network: NetworkKey) -> Option<&PortState>;
+}
+
+/// Two MACs of a network behind a VTEP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Passed {
+    destination: MacAddr,
+    source: MacAddr,
+    network: NetworkKey,
+    vtep: VtepKey,
+}
+
+/// The state of the inbound half of one worker.
+pub struct Inbound {
+    coalescer: Coalescer,
+    counters: Arc<WorkerCounters>,
+    drops: Arc<DropCounters>,
+    learn: Arc<LearnQueue>,
+    heard: Arc<Heard>,
+    /// The last frame that passed the checks of its addresses in this batch.
+    passed: Option<Passed>,
+    own: Vec<(IpAddr, u16)>,
+    coalesce: bool,
+    elements: Vec<vxlan::Element>,
+}
+
+impl Inbound {
+    /// `own` are the addresses and ports that this host's VTEPs listen on; `coalesce` false writes
+    /// every frame by itself.
+    #[must_use]
+    pub fn new(
+        own: Vec<(IpAddr, u16)>,
+        coalesce: bool,
+        counters: Arc<WorkerCounters>,
+        drops: Arc<DropCounters>,
+        learn: Arc<LearnQueue>,
+        heard: Arc<Heard>,
+    ) -> Self {
+        Self {
+            coalescer: Coalescer::new(),
+            counters,
+            drops,
+            learn,
+            heard,
+            passed: None,
+            own,
+            coalesce,
+            elements: Vec::with_capacity(ELEMENTS),
+        }
+    }
+
+    /// Handles one received datagram or train. `port` is the UDP port it came to.
+    pub fn datagram(
+        &mut self,
+        turn: Turn<'_>,
+        udp_port: u16,
+        arena: &mut [u8],
+        meta: &Received,
+        out: &mut impl Deliver,
+    ) {
+        let snapshot = turn.snapshot;
+        self.counters.messages_in.add(1);
+        self.counters.bytes_in.add(meta.len as u64);
+        let Some(datagram) = arena.get(meta.offset..meta.offset + meta.len) else { return };
+        // The elements are taken down first, as the ECN step below writes to the arena.
+        self.elements.clear();
+        self.elements.extend(vxlan::train(datagram, meta.gro_size).take(ELEMENTS));
+        self.counters.datagrams_in.add(self.elements.len() as u64);
+        let Some(vtep) = meta.source.and_then(|source| snapshot.vtep_by_address(source)) else {
+            self.drops.add(DropReason::InVtepUnknown, self.elements.len().max(1) as u64);
+            return;
+        };
+        if meta.truncated {
+            self.drops.add(DropReason::InTruncated, 1);
+            return;
+        }
+        self.heard.mark(vtep);
+        for index in 0..self.elements.len() {
+            let Some(element) = self.elements.get(index).cloned() else { return };
+            let vni = match element.vni {
+                Ok(vni) => vni,
+                Err(vxlan::Error::Truncated) => {
+                    self.drops.add(DropReason::InTruncated, 1);
+                    continue;
+                }
+                Err(vxlan::Error::VniFlagClear) => {
+                    self.drops.add(DropReason::InVniFlagClear, 1);
+                    continue;
+                }
+            };
+            let tables = snapshot
+                .by_vni(udp_port, vni)
+                .and_then(|network| Some((network, snapshot.network(network)?)));
+            let Some((network, tables)) = tables else {
+                self.drops.add(DropReason::InVniUnknown, 1);
+                continue;
+            };
+            let Some(port) = out.port(network) else {
+                self.drops.add(DropReason::InVniUnknown, 1);
+                continue;
+            };
+            let range = meta.offset + element.frame.start..meta.offset + element.frame.end;
+            let Some(frame) = arena.get_mut(range.clone()) else { continue };
+            match self.check(turn, network, tables, vtep, meta.tos, frame) {
+                Ok(()) => {}
+                Err(reason) => {
+                    port.stats.drops.add(reason, 1);
+                    continue;
+                }
+            }
+            port.stats.traffic.frames_in.add(1);
+            port.stats.traffic.bytes_in.add(range.len() as u64);
+            let mtu = tables.params().mtu;
+            let mut sink = PortSink { arena, out, counters: &self.counters };
+            let seen =
+                self.coalescer.push(arena, range, network.0, element.gso_size, mtu, &mut sink);
+            match seen {
+                Seen::BadChecksum => self.counters.bad_checksum_in.add(1),
+                Seen::Partial => self.counters.partial_in.add(1),
+                Seen::Other | Seen::Valid => {}
+            }
+            if !self.coalesce {
+                self.coalescer.flush(arena, &mut sink);
+            }
+        }
+    }
+
+    /// Writes everything that still waits for a next segment. Called at the end of each batch.
+    pub fn flush(&mut self, arena: &[u8], out: &mut impl Deliver) {
+        let mut sink = PortSink { arena, out, counters: &self.counters };
+        self.coalescer.flush(arena, &mut sink);
+        self.passed = None;
+    }
+
+    fn check(
+        &mut self,
+        turn: Turn<'_>,
+        network: NetworkKey,
+        tables: &NetworkTables,
+        vtep: VtepKey,
+        outer_tos: u8,
+        frame: &mut [u8],
+    ) -> Result<(), DropReason> {
+        if frame.len() < ETHERNET_LEN {
+            return Err(DropReason::InTruncated);
+        }
+        let (Some(destination), Some(source)) =
+            (MacAddr::from_slice(frame), frame.get(6..).and_then(MacAddr::from_slice))
+        else {
+            return Err(DropReason::InTruncated);
+        };
+        let params = tables.params();
+        let passing = Passed { destination, source, network, vtep };
+        if self.passed != Some(passing) {
+            self.check_macs(turn, tables, &passing)?;
+            // Not where each frame counts: the next one may be learned, or still have no owner.
+            if tables.mac(source).is_some() && !params.learning {
+                self.passed = Some(passing);
+            }
+        }
+        if params.source_check == SourceCheck::MacIp
+            && let Some(address) = inner::source_address(frame)
+            && let Some(owner) = tables.neighbor(address)
+            && owner.mac != source
+        {
+            return Err(DropReason::InSourceAddressSpoofed);
+        }
+        if inner::is_vxlan_to(frame, &self.own) {
+            return Err(DropReason::InNested);
+        }
+        if let Some(inner_tos) = ecn::tos_of(frame) {
+            match ecn::decapsulate(inner_tos, outer_tos) {
+                ecn::Decapsulated::Keep => {}
+                ecn::Decapsulated::Set(bits) => ecn::set_ecn(frame, bits),
+                ecn::Decapsulated::Drop => return Err(DropReason::InEcn),
+            }
+        }
+        Ok(())
+    }
+
+    /// The checks that depend on nothing but the two MACs, the network and the VTEP.
+    fn check_macs(
+        &self,
+        turn: Turn<'_>,
+        tables: &NetworkTables,
+        passing: &Passed,
+    ) -> Result<(), DropReason> {
+        let Passed { destination, source, network, vtep } = *passing;
+        let params = tables.params();
+        if !tables.admits(vtep) {
+            return Err(DropReason::InVtepNotMember);
+        }
+        if !source.is_unicast() {
+            return Err(DropReason::InSourceInvalid);
+        }
+        match tables.mac(source).copied() {
+            None if params.learning => self.learn(network, source, vtep),
+            None if params.source_check == SourceCheck::Strict => {
+                return Err(DropReason::InSourcePending);
+            }
+            None => self.counters.source_pending.add(1),
+            Some(MacEntry { place: Place::Local, .. }) => return Err(DropReason::InSourceOwn),
+            Some(MacEntry { place: Place::Vtep(owner), origin: Origin::Learned { at } }) => {
+                // Confirmed now and then, not per frame; a move is told at once.
+                if owner != vtep || Millis(turn.now_ms).since(at) >= CONFIRM {
+                    self.learn(network, source, vtep);
+                }
+            }
+            Some(MacEntry { place: Place::Vtep(owner), .. }) => {
+                if owner != vtep && !same_host(turn.snapshot, owner, vtep) {
+                    return Err(DropReason::InSourceSpoofed);
+                }
+            }
+        }
+        if destination.is_multicast() {
+            if matches!(destination.0, [0x01, 0x80, 0xc2, 0x00, 0x00, last] if last & 0xf0 == 0) {
+                return Err(DropReason::InLinkLocalControl);
+            }
+        } else {
+            match tables.mac(destination).map(|entry| entry.place) {
+                Some(Place::Local) => {}
+                _ => return Err(DropReason::InDestinationNotHere),
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&self, network: NetworkKey, mac: MacAddr, vtep: VtepKey) {
+        if !self.learn.push(Learned { network, mac, vtep }) {
+            self.counters.learn_overflow.add(1);
+        }
+    }
+}
+
+/// A host with an IPv4 and an IPv6 VTEP may send from either.
+fn same_host(snapshot: &Snapshot, one: VtepKey, other: VtepKey) -> bool {
+    let host = |key| snapshot.vtep(key).and_then(|vtep| vtep.host.as_deref());
+    host(one).is_some_and(|name| host(other) == Some(name))
+}
+
+/// Writes what the coalescer finishes to the port that its tag names.
+struct PortSink<'a, D> {
+    arena: &'a [u8],
+    out: &'a mut D,
+    counters: &'a WorkerCounters,
+}
+
+impl<D: Deliver> Sink for PortSink<'_, D> {
+    fn frame(&mut self, tag: u32, header: &vnet::Header, headers: &[u8], pieces: &[Range<usize>]) {
+        let header_bytes = header.emit();
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let mut used = 1;
+        slices[0] = IoSlice::new(&header_bytes);
+        if !headers.is_empty() {
+            slices[1] = IoSlice::new(headers);
+            used = 2;
+        }
+        for piece in pieces {
+            if let (Some(slice), Some(bytes)) =
+                (slices.get_mut(used), self.arena.get(piece.clone()))
+            {
+                *slice = IoSlice::new(bytes);
+                used += 1;
+            }
+        }
+        self.counters.port_writes.add(1);
+        if header.gso_type != vnet::GSO_NONE {
+            self.counters.super_frames_in.add(1);
+            self.counters.coalesced_in.add(pieces.len() as u64);
+        }
+        let network = NetworkKey(tag);
+        if !self.out.deliver(network, &slices[..used])
+            && let Some(port) = self.out.port(network)
+        {
+            port.stats.drops.add(DropReason::InPortError, pieces.len().max(1) as u64);
+        }
+    }
+}

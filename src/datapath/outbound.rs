@@ -1,0 +1,377 @@
+//! Outbound: frames from a port to the underlay.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!   read from the port: [virtio header 12][Ethernet frame or super-frame]
+//!     │ source and destination checks
+//!     ├─ group address ─► ARP/ND: answered from the tables, or its rule
+//!     │                   else: ingress replication within the budget
+//!     └─ unicast ───────► MAC table ─► VTEP ─► path
+//!                            │
+//!          single frame ─────┤ checksum finished in place; the VXLAN header overwrites the last
+//!                            │ 8 bytes of the virtio header, so the datagram is one piece
+//!          super-frame ──────┘ segmented: rebuilt headers in scratch, payload stays in the arena
+//!     ▼
+//!   SendQueue, flushed by the worker before the arena is read into again
+//! ```
+//!
+//! Nothing is allocated, copied (but headers), locked, logged or formatted here. Every frame ends
+//! in the queue, in a reply to its sender, or in one counted drop.
+
+use std::sync::Arc;
+
+use encap::{MacAddr, ecn, flow, segment, vnet, vxlan};
+use fdb::{NetworkTables, Place, Snapshot, VtepKey};
+
+use super::batch::{Key, SendQueue};
+use super::drop::DropReason;
+use super::path::Paths;
+use super::port::PortState;
+use super::responder::{self, Answer};
+use crate::telemetry::counters::WorkerCounters;
+use crate::underlay::udp::Flavor;
+
+/// Ethernet header bytes.
+const ETHERNET_LEN: usize = 14;
+/// Room for an ARP or ND answer, or an ICMP answer with the quoted packet.
+pub const REPLY_BYTES: usize = 1536;
+
+/// The state of the outbound half of one worker.
+pub struct Outbound {
+    /// Datagrams waiting for the flush.
+    pub queue: SendQueue,
+    /// The way to each VTEP.
+    pub paths: Paths,
+    fan: u32,
+    counters: Arc<WorkerCounters>,
+    reply: Box<[u8; REPLY_BYTES]>,
+    /// Set between [`Outcome::Full`] and the frame's second offer.
+    resume: Option<Resume>,
+}
+
+/// A flooded frame that filled the queue before every VTEP had its copy.
+#[derive(Clone, Copy)]
+struct Resume {
+    /// As it is now: the one in the arena is overwritten by the VXLAN header, and its checksum work
+    /// is done.
+    header: vnet::Header,
+    /// Copies that are queued already.
+    copies: usize,
+}
+
+/// What the caller does after a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Queued or dropped.
+    Done,
+    /// The queue is full: flush and offer the same frame again.
+    Full,
+    /// Write this many bytes of [`Outbound::reply`] to the port.
+    Reply(usize),
+}
+
+/// The turn's view of the tables.
+#[derive(Clone, Copy)]
+pub struct Turn<'a> {
+    /// One generation.
+    pub snapshot: &'a Snapshot,
+    /// Milliseconds of the worker's clock.
+    pub now_ms: u64,
+}
+
+impl Outbound {
+    /// `segments` as probed, `fan` send sockets per flavor.
+    #[must_use]
+    pub fn new(segments: u16, fan: usize, counters: Arc<WorkerCounters>) -> Self {
+        Self {
+            queue: SendQueue::new(segments),
+            paths: Paths::default(),
+            fan: u32::try_from(fan.clamp(1, 64)).unwrap_or(1),
+            counters,
+            reply: Box::new([0; REPLY_BYTES]),
+            resume: None,
+        }
+    }
+
+    /// The bytes of the last [`Outcome::Reply`].
+    #[must_use]
+    pub fn reply(&self, len: usize) -> &[u8] {
+        self.reply.get(..len).unwrap_or_default()
+    }
+
+    /// Handles what one read put at `at..at + len` of the arena, virtio header first.
+    pub fn frame(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        at: usize,
+        len: usize,
+    ) -> Outcome {
+        let drop = |reason| {
+            port.stats.drops.add(reason, 1);
+            Outcome::Done
+        };
+        let Some(tables) = turn.snapshot.network(port.network) else {
+            // The port outlives its network for a moment while it is taken down.
+            return drop(DropReason::OutDestinationUnknown);
+        };
+        let Some(bytes) = arena.get(at..at + len) else {
+            return drop(DropReason::OutMalformed);
+        };
+        let (Some(header), Some(frame)) =
+            (bytes.first_chunk::<{ vnet::LEN }>(), bytes.get(vnet::LEN..))
+        else {
+            return drop(DropReason::OutMalformed);
+        };
+        let header = vnet::Header::parse(header);
+        let (Some(destination), Some(source), true) = (
+            MacAddr::from_slice(frame),
+            frame.get(6..).and_then(MacAddr::from_slice),
+            frame.len() >= ETHERNET_LEN,
+        ) else {
+            return drop(DropReason::OutMalformed);
+        };
+        if !source.is_unicast() {
+            return drop(DropReason::OutSourceInvalid);
+        }
+        if let Some(entry) = tables.mac(source)
+            && entry.place != Place::Local
+        {
+            return drop(DropReason::OutSourceNotLocal);
+        }
+        let mut offer = Offer { tables, header, at: at + vnet::LEN, len: len - vnet::LEN };
+        if let Some(resume) = self.resume.take() {
+            offer.header = resume.header;
+            return self.flood(turn, port, arena, offer, resume.copies);
+        }
+        if destination.is_multicast() {
+            self.group(turn, port, arena, &offer, destination)
+        } else {
+            match tables.mac(destination).map(|entry| entry.place) {
+                Some(Place::Vtep(vtep)) => self.unicast(turn, port, arena, &offer, vtep),
+                Some(Place::Local) => drop(DropReason::OutDestinationLocal),
+                None if tables.params().flood_unknown => self.flood(turn, port, arena, offer, 0),
+                None => drop(DropReason::OutDestinationUnknown),
+            }
+        }
+    }
+
+    fn group(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        offer: &Offer<'_>,
+        destination: MacAddr,
+    ) -> Outcome {
+        if is_link_local_control(destination) {
+            port.stats.drops.add(DropReason::OutLinkLocalControl, 1);
+            return Outcome::Done;
+        }
+        let frame = offer.bytes(arena);
+        match responder::answer(offer.tables, frame, self.reply.as_mut_slice()) {
+            Answer::Reply(len) => {
+                self.counters.suppressed.add(1);
+                return Outcome::Reply(len);
+            }
+            Answer::LeftToTarget => {
+                self.counters.suppressed_local.add(1);
+                return Outcome::Done;
+            }
+            Answer::OwnProbe => {
+                self.counters.probes_ignored.add(1);
+                return Outcome::Done;
+            }
+            Answer::UnknownTarget if !offer.tables.params().flood_arp => {
+                port.stats.drops.add(DropReason::OutNeighborUnknown, 1);
+                return Outcome::Done;
+            }
+            Answer::UnknownTarget | Answer::NotAsked => {}
+        }
+        if !offer.tables.params().flood_broadcast {
+            port.stats.drops.add(DropReason::OutFloodDisabled, 1);
+            return Outcome::Done;
+        }
+        self.flood(turn, port, arena, *offer, 0)
+    }
+
+    /// One copy for each VTEP of the network, but the first `done`.
+    fn flood(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        mut offer: Offer<'_>,
+        done: usize,
+    ) -> Outcome {
+        let vteps = offer.tables.flood();
+        if done == 0 && !port.budget.take(vteps.len() as u64, turn.now_ms) {
+            port.stats.drops.add(DropReason::OutFloodBudget, 1);
+            return Outcome::Done;
+        }
+        let each = offer.most_datagrams();
+        for (copies, vtep) in vteps.iter().enumerate().skip(done) {
+            if !self.queue.has_room(each, each * HEADER_ROOM) && !self.queue.is_empty() {
+                self.resume = Some(Resume { header: offer.header, copies });
+                return Outcome::Full;
+            }
+            // An ICMP answer to a group frame would be wrong, so the size is not told to anyone;
+            // the drop is counted where it happens.
+            let _ = self.send(turn, port, arena, &mut offer, *vtep);
+            self.counters.flood_copies.add(1);
+        }
+        Outcome::Done
+    }
+
+    fn unicast(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        offer: &Offer<'_>,
+        vtep: VtepKey,
+    ) -> Outcome {
+        let each = offer.most_datagrams();
+        if !self.queue.has_room(each, each * HEADER_ROOM) && !self.queue.is_empty() {
+            return Outcome::Full;
+        }
+        let mut offer = *offer;
+        match self.send(turn, port, arena, &mut offer, vtep) {
+            Ok(()) => Outcome::Done,
+            Err(max_frame) => {
+                let mtu = u16::try_from(max_frame.saturating_sub(ETHERNET_LEN)).unwrap_or(u16::MAX);
+                let frame = offer.bytes(arena);
+                match responder::too_big(frame, mtu, self.reply.as_mut_slice()) {
+                    Some(len) => {
+                        self.counters.too_big_answers.add(1);
+                        Outcome::Reply(len)
+                    }
+                    None => Outcome::Done,
+                }
+            }
+        }
+    }
+
+    /// Queues the frame for one VTEP. `Err` with the largest frame when it does not fit; that drop
+    /// is counted already.
+    fn send(
+        &mut self,
+        turn: Turn<'_>,
+        port: &PortState,
+        arena: &mut [u8],
+        offer: &mut Offer<'_>,
+        vtep: VtepKey,
+    ) -> Result<(), usize> {
+        let params = offer.tables.params();
+        let Some(path) = self.paths.resolve(turn.snapshot, vtep, turn.now_ms) else {
+            port.stats.drops.add(DropReason::OutVtepUnknown, 1);
+            return Ok(());
+        };
+        let max_frame = path.max_frame;
+        let gso = path.checksum && path.takes_gso(turn.now_ms);
+        let flavor =
+            Flavor { ipv6: path.is_ipv6(), df: params.df, checksum: path.checksum }.index() as u8;
+        let Some(frame) = arena.get_mut(offer.at..offer.at + offer.len) else {
+            return Ok(());
+        };
+        let key = Key {
+            vtep,
+            flavor,
+            bucket: (flow::hash(frame) % self.fan) as u8,
+            tos: ecn::encapsulate(ecn::tos_of(frame).unwrap_or(0)),
+        };
+        let plan = match segment::plan(&offer.header, frame, max_frame) {
+            Ok(plan) => plan,
+            Err(segment::Error::TooBig) => {
+                port.stats.drops.add(DropReason::OutTooBig, 1);
+                return Err(max_frame);
+            }
+            Err(segment::Error::Malformed(_)) => {
+                port.stats.drops.add(DropReason::OutMalformed, 1);
+                return Ok(());
+            }
+        };
+        match plan {
+            segment::Plan::Single => {
+                if offer.header.flags & vnet::NEEDS_CSUM != 0 {
+                    self.counters.checksums_completed.add(1);
+                    // The checksum is complete now, also for the copies to other VTEPs.
+                    offer.header = vnet::Header::NONE;
+                }
+                let start = offer.at - vxlan::HEADER_LEN;
+                if let Some(room) = arena.get_mut(start..offer.at) {
+                    room.copy_from_slice(&vxlan::emit(params.vni));
+                }
+                self.queue.push_whole(key, start..offer.at + offer.len, gso);
+                port.stats.traffic.frames_out.add(1);
+                port.stats.traffic.bytes_out.add(offer.len as u64);
+            }
+            segment::Plan::Segments(segments) => {
+                let header = vxlan::emit(params.vni);
+                let header_len = vxlan::HEADER_LEN + segments.header_len();
+                let count = segments.count();
+                if !self.queue.has_room(count, count * header_len) {
+                    // Segments of a few bytes each, which no TCP makes (its least is 48).
+                    port.stats.drops.add(DropReason::OutMalformed, 1);
+                    return Ok(());
+                }
+                let mut bytes = 0;
+                for index in 0..segments.count() {
+                    let room = self.queue.header_room(header_len);
+                    let Some((vxlan_room, rest)) =
+                        room.split_first_chunk_mut::<{ vxlan::HEADER_LEN }>()
+                    else {
+                        break;
+                    };
+                    *vxlan_room = header;
+                    let payload = segments.write(index, frame, rest);
+                    bytes += segments.header_len() + payload.len();
+                    let in_arena = offer.at + payload.start..offer.at + payload.end;
+                    self.queue.push_rebuilt(key, header_len, in_arena, gso);
+                }
+                self.counters.super_frames_out.add(1);
+                self.counters.segments_out.add(segments.count() as u64);
+                port.stats.traffic.frames_out.add(segments.count() as u64);
+                port.stats.traffic.bytes_out.add(bytes as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// VXLAN, Ethernet with two tags, IP and TCP with all options: the most that one rebuilt header
+/// takes.
+const HEADER_ROOM: usize = vxlan::HEADER_LEN + 22 + 60 + 60;
+
+/// A frame in the arena on its way out.
+#[derive(Clone, Copy)]
+struct Offer<'a> {
+    tables: &'a NetworkTables,
+    header: vnet::Header,
+    at: usize,
+    len: usize,
+}
+
+impl Offer<'_> {
+    fn bytes<'b>(&self, arena: &'b [u8]) -> &'b [u8] {
+        arena.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+
+    /// An upper bound of the datagrams that this frame becomes for one VTEP.
+    fn most_datagrams(&self) -> usize {
+        if self.header.gso_type == vnet::GSO_NONE {
+            1
+        } else {
+            // Cutting to a smaller path at most multiplies the count; 536 bytes is the least that
+            // a path MTU of 576 leaves.
+            self.len / usize::from(self.header.gso_size.clamp(1, 400)) + 1
+        }
+    }
+}
+
+/// 01:80:c2:00:00:0x, which a bridge never forwards (IEEE 802.1D section 7.12.6).
+fn is_link_local_control(mac: MacAddr) -> bool {
+    matches!(mac.0, [0x01, 0x80, 0xc2, 0x00, 0x00, last] if last & 0xf0 == 0)
+}

@@ -1,0 +1,27 @@
+//! What a worker keeps of one port.
+
+use std::sync::Arc;
+
+use fdb::NetworkKey;
+
+use super::flood::Budget;
+use crate::telemetry::counters::{DropCounters, PortCounters};
+
+/// Counters of one port on one worker, read by others.
+#[derive(Debug, Default)]
+pub struct PortStats {
+    /// What passed.
+    pub traffic: PortCounters,
+    /// What did not, where the network was known.
+    pub drops: DropCounters,
+}
+
+/// A port as the frame-moving code sees it: which network it is, its counters and its budget.
+pub struct PortState {
+    /// The network's slot in the tables.
+    pub network: NetworkKey,
+    /// Shared with readers of statistics.
+    pub stats: Arc<PortStats>,
+    /// Of ingress replication.
+    pub budget: Budget,
+}

@@ -1,0 +1,71 @@
+//! ARP and ND suppression, and the answers to frames that do not fit.
+//!
+//! # Theory of operation
+//!
+//! A question for an address is answered from the tables, in the name of the endpoint that owns it,
+//! so it never crosses the underlay:
+//!
+//! - the owner is on this host: left to the owner, who hears the question through the bridge;
+//! - the owner is elsewhere: answered here, probes too (RFC 5227: the prober must learn that the
+//!   address is taken), unless the prober is itself the owner: duplicate detection of one's own
+//!   address stays silent;
+//! - nobody owns it: the network's rule (drop, or flood where it learns).
+
+use std::net::IpAddr;
+
+use encap::{MacAddr, arp, icmpv4, icmpv6, ndp};
+use fdb::{NetworkTables, Place};
+
+/// What to do with a group frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The target is on this host and answers by itself.
+    LeftToTarget,
+    /// No question that we answer.
+    NotAsked,
+    /// A probe for the asker's own address.
+    OwnProbe,
+    /// The answer, a frame of this many bytes.
+    Reply(usize),
+    /// Nobody has that address.
+    UnknownTarget,
+}
+
+/// Looks at a group frame and writes the answer to `reply` when there is one.
+pub fn answer(tables: &NetworkTables, frame: &[u8], reply: &mut [u8]) -> Answer {
+    let (target, asker) = if let Some(question) = arp::question(frame) {
+        (IpAddr::V4(question.target), question.sender_mac)
+    } else if let Some(question) = ndp::question(frame) {
+        (IpAddr::V6(question.target), question.sender_mac)
+    } else {
+        return Answer::NotAsked;
+    };
+    let Some(owner) = tables.neighbor(target) else { return Answer::UnknownTarget };
+    if owner.mac == asker {
+        return Answer::OwnProbe;
+    }
+    if owner.place == Place::Local {
+        return Answer::LeftToTarget;
+    }
+    let len = match target {
+        IpAddr::V4(_) => arp::reply(frame, owner.mac, reply),
+        IpAddr::V6(_) => ndp::reply(frame, owner.mac, reply),
+    };
+    len.map_or(Answer::NotAsked, Answer::Reply)
+}
+
+/// Writes the ICMP answer that tells the sender of `frame` that `mtu` bytes is the most; `None`
+/// where its protocol has no such answer.
+pub fn too_big(frame: &[u8], mtu: u16, reply: &mut [u8]) -> Option<usize> {
+    icmpv4::fragmentation_needed(frame, mtu, reply)
+        .or_else(|| icmpv6::packet_too_big(frame, mtu, reply))
+}
+
+/// Writes the announcement that makes the containers of this host replace what they cached for
+/// `address`: a gratuitous ARP or an unsolicited neighbor advertisement.
+pub fn announcement(address: IpAddr, mac: MacAddr, out: &mut [u8]) -> Option<usize> {
+    match address {
+        IpAddr::V4(v4) => arp::announcement(v4, mac, out),
+        IpAddr::V6(v6) => ndp::announcement(v6, mac, out),
+    }
+}

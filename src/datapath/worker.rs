@@ -1,0 +1,475 @@
+//! A worker: one thread that moves frames both ways, to completion.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!            ┌────────────── epoll ──────────────┐
+//!   ports ──►│ queue k of every TAP              │──► Outbound ──► SendQueue ──► sendmmsg
+//!   VTEPs ──►│ own receive sockets               │──► Inbound  ──► Coalescer ──► writev
+//!   control ►│ eventfd: commands                 │
+//!            └───────────────────────────────────┘
+//! ```
+//!
+//! Worker k owns queue k of every TAP and its own sockets; nothing on the way of a frame is shared
+//! between workers but the counters that others read and the bounded queue of learned addresses.
+//!
+//! A *turn*: wait; load one table snapshot; serve each ready descriptor for a bounded number of
+//! rounds, so that one busy port cannot starve the rest; wait again. A round reads until the arena
+//! is full or nothing is left, then sends everything: no frame is held for a later one. Small
+//! frames lie tightly packed in the arena, so that a round stays in the cache.
+//!
+//! The worker never frees a table generation (the writer does) and never allocates per frame. Its
+//! errors are counters. It ends when told to, and gives its descriptors back by dropping them.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use fdb::NetworkKey;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+
+use super::batch::{MESSAGES_PER_CALL, Outlet, PIECES_PER_CALL, Transmit};
+use super::drop::DropReason;
+use super::flood::Budget;
+use super::inbound::{Deliver, Inbound};
+use super::outbound::{Outbound, Outcome, Turn};
+use super::path::Paths;
+use super::port::{PortState, PortStats};
+use crate::port::tap::Queue;
+use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
+use crate::telemetry::counters::{DropCounters, WorkerCounters};
+use crate::underlay::udp::{self, Flavor, Sockets};
+
+/// Bytes of the read arena: eight super-frames, or some hundred small frames in the cache.
+const ARENA_BYTES: usize = 8 * READ_BYTES;
+/// Room that every read is offered: the largest super-frame with its headers.
+const READ_BYTES: usize = 65_536 + 128;
+/// Frames of one round.
+const FRAMES_PER_ROUND: usize = 256;
+/// Receive slots of one call.
+const RECV_SLOTS: usize = 16;
+/// Rounds that one ready descriptor gets in a turn.
+const ROUNDS: usize = 4;
+/// How long a full socket is waited for before its datagrams are dropped.
+const SEND_WAIT_MS: u16 = 10;
+/// How often learned path MTUs are looked over.
+const EXPIRE_MS: u64 = 5_000;
+
+/// What the agent asks of a running worker.
+pub enum Command {
+    /// Serve this queue from now on.
+    AddPort {
+        /// The network's slot.
+        network: NetworkKey,
+        /// This worker's queue.
+        queue: Queue,
+        /// Its counters.
+        stats: Arc<PortStats>,
+    },
+    /// Stop serving the network's port and close its queue.
+    RemovePort {
+        /// The network's slot.
+        network: NetworkKey,
+        /// Told when the queue is closed.
+        done: crossbeam_channel::Sender<()>,
+    },
+    /// Write a frame made by the agent (an announcement) to the port.
+    Inject {
+        /// The network's slot.
+        network: NetworkKey,
+        /// The frame, Ethernet header first.
+        frame: Vec<u8>,
+    },
+    /// This host's underlay MTU in bytes is now this.
+    SetUnderlayMtu(u16),
+    /// Listen on one more port of every VTEP address.
+    Listen(std::net::SocketAddr),
+    /// End.
+    Stop,
+}
+
+/// What a worker starts with.
+pub struct Setup {
+    /// Its sockets.
+    pub sockets: Sockets,
+    /// What was granted and is allowed.
+    pub offload: crate::underlay::probe::UdpOffload,
+    /// Send sockets per fan.
+    pub fan: usize,
+    /// This host's underlay MTU in bytes.
+    pub underlay_mtu: u16,
+    /// The tables.
+    pub tables: fdb::Reader,
+    /// Frames moving in.
+    pub inbound: Inbound,
+    /// Commands.
+    pub commands: Receiver<Command>,
+    /// Made readable when a command waits.
+    pub wake: Arc<EventFd>,
+    /// Counters.
+    pub counters: Arc<WorkerCounters>,
+    /// Drops where no network is known, and those of the underlay.
+    pub drops: Arc<DropCounters>,
+    /// The zero of the tables' clock.
+    pub epoch: Instant,
+}
+
+/// The identity of a descriptor in epoll's data word.
+const KIND_PORT: u64 = 1 << 60;
+const KIND_LISTENER: u64 = 2 << 60;
+const KIND_SENDER: u64 = 3 << 60;
+const KIND_WAKE: u64 = 4 << 60;
+const KIND_MASK: u64 = 0xf << 60;
+
+struct Port {
+    queue: Queue,
+    state: PortState,
+}
+
+/// Ports by network slot.
+#[derive(Default)]
+struct Ports(Vec<Option<Port>>);
+
+impl Ports {
+    fn get(&self, network: NetworkKey) -> Option<&Port> {
+        self.0.get(network.0 as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, network: NetworkKey) -> Option<&mut Port> {
+        self.0.get_mut(network.0 as usize)?.as_mut()
+    }
+}
+
+impl Deliver for Ports {
+    fn deliver(&mut self, network: NetworkKey, pieces: &[IoSlice<'_>]) -> bool {
+        self.get(network).is_some_and(|port| port.queue.write(pieces).is_ok())
+    }
+
+    fn port(&self, network: NetworkKey) -> Option<&PortState> {
+        self.get(network).map(|port| &port.state)
+    }
+}
+
+struct UdpTransmit {
+    sockets: Sockets,
+    batch: SendBatch,
+}
+
+impl UdpTransmit {
+    fn socket(&self, flavor: u8, bucket: u8) -> Option<BorrowedFd<'_>> {
+        Some(self.sockets.fan(usize::from(flavor)).get(usize::from(bucket))?.as_fd())
+    }
+}
+
+impl Transmit for UdpTransmit {
+    fn send(
+        &mut self,
+        flavor: u8,
+        bucket: u8,
+        paths: &Paths,
+        buffers: [&[u8]; 2],
+        pieces: &[Piece],
+        messages: &[Message],
+    ) -> io::Result<usize> {
+        let Some(socket) = self.sockets.fan(usize::from(flavor)).get(usize::from(bucket)) else {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        };
+        let ipv6 = flavor & 1 != 0;
+        debug_assert_eq!(
+            Flavor { ipv6, df: false, checksum: false }.index() & 1,
+            usize::from(ipv6)
+        );
+        self.batch.send(socket.as_fd(), ipv6, paths.addresses(), buffers, pieces, messages)
+    }
+
+    fn wait(&mut self, flavor: u8, bucket: u8) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let Some(socket) = self.socket(flavor, bucket) else { return false };
+        let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
+        matches!(poll(&mut fds, PollTimeout::from(SEND_WAIT_MS)), Ok(1))
+    }
+
+    fn learn(&mut self, flavor: u8, bucket: u8, paths: &mut Paths, now_ms: u64) -> u64 {
+        let Some(socket) = self.socket(flavor, bucket) else { return 0 };
+        learn_from(socket, paths, now_ms)
+    }
+}
+
+/// Reads a send socket's error queue.
+fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
+    let mut count = 0;
+    for error in udp::take_errors(socket) {
+        count += 1;
+        if let (Some(destination), Some(mtu)) = (error.destination, error.mtu) {
+            paths.learn_mtu(destination, u16::try_from(mtu).unwrap_or(u16::MAX), now_ms);
+        }
+    }
+    count
+}
+
+/// A running worker's insides.
+pub struct Worker {
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+    commands: Receiver<Command>,
+    tables: fdb::Reader,
+    ports: Ports,
+    outbound: Outbound,
+    inbound: Inbound,
+    transmit: UdpTransmit,
+    offload: crate::underlay::probe::UdpOffload,
+    arena: Vec<u8>,
+    recv: RecvBatch,
+    counters: Arc<WorkerCounters>,
+    drops: Arc<DropCounters>,
+    started: Instant,
+    expired_ms: u64,
+}
+
+impl Worker {
+    /// Registers everything with epoll.
+    ///
+    /// # Errors
+    /// When epoll cannot be made or refuses a descriptor.
+    pub fn new(setup: Setup) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&setup.wake, EpollEvent::new(EpollFlags::EPOLLIN, KIND_WAKE))?;
+        for (index, listener) in setup.sockets.listeners.iter().enumerate() {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_LISTENER | index as u64);
+            epoll.add(listener, event)?;
+        }
+        for (index, sender) in setup.sockets.senders().enumerate() {
+            // Only errors are of interest, and those are always told.
+            epoll.add(sender, EpollEvent::new(EpollFlags::empty(), KIND_SENDER | index as u64))?;
+        }
+        let mut outbound =
+            Outbound::new(setup.offload.gso_segments, setup.fan, Arc::clone(&setup.counters));
+        outbound.paths.set_own_mtu(setup.underlay_mtu, 0);
+        Ok(Self {
+            epoll,
+            wake: setup.wake,
+            commands: setup.commands,
+            tables: setup.tables,
+            ports: Ports::default(),
+            outbound,
+            inbound: setup.inbound,
+            transmit: UdpTransmit {
+                sockets: setup.sockets,
+                batch: SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL),
+            },
+            offload: setup.offload,
+            arena: vec![0; ARENA_BYTES],
+            recv: RecvBatch::new(RECV_SLOTS),
+            counters: setup.counters,
+            drops: setup.drops,
+            started: setup.epoch,
+            expired_ms: 0,
+        })
+    }
+
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    /// When epoll itself fails, which only a defect can cause.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.counters.turns.add(1);
+            let now_ms = self.started.elapsed().as_millis() as u64;
+            if now_ms.saturating_sub(self.expired_ms) > EXPIRE_MS {
+                self.expired_ms = now_ms;
+                self.outbound.paths.expire(now_ms);
+            }
+            for event in &events[..ready] {
+                let index = event.data() & !KIND_MASK;
+                match event.data() & KIND_MASK {
+                    KIND_PORT => {
+                        self.serve_port(NetworkKey(index as u32), now_ms);
+                    }
+                    KIND_LISTENER => self.serve_listener(index as usize, now_ms),
+                    KIND_SENDER => self.serve_errors(index as usize, now_ms),
+                    _ => {
+                        let _ = self.wake.read();
+                        if self.obey(now_ms) {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out the commands that wait. True when one of them was to stop.
+    fn obey(&mut self, now_ms: u64) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::AddPort { network, queue, stats } => {
+                    self.add_port(network, queue, stats, now_ms);
+                }
+                Command::RemovePort { network, done } => {
+                    self.remove_port(network);
+                    let _ = done.send(());
+                }
+                Command::Inject { network, frame } => {
+                    let header = encap::vnet::Header::NONE.emit();
+                    let pieces = [IoSlice::new(&header), IoSlice::new(&frame)];
+                    if self.ports.deliver(network, &pieces) {
+                        self.counters.injected.add(1);
+                    }
+                }
+                Command::SetUnderlayMtu(mtu) => self.outbound.paths.set_own_mtu(mtu, now_ms),
+                Command::Listen(at) => self.listen(at),
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn listen(&mut self, at: std::net::SocketAddr) {
+        let sockets = &mut self.transmit.sockets;
+        match sockets.listen(at, self.offload) {
+            Ok(()) => {
+                if let Some(listener) = sockets.listeners.last() {
+                    let data = KIND_LISTENER | (sockets.listeners.len() - 1) as u64;
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN, data);
+                    if let Err(err) = self.epoll.add(listener, event) {
+                        tracing::error!(%at, %err, "a new receive socket cannot be waited for");
+                    }
+                }
+            }
+            Err(err) => tracing::error!(%at, %err, "a new receive socket cannot be opened"),
+        }
+    }
+
+    fn add_port(&mut self, network: NetworkKey, queue: Queue, stats: Arc<PortStats>, now_ms: u64) {
+        self.remove_port(network);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_PORT | u64::from(network.0));
+        if let Err(err) = self.epoll.add(&queue, event) {
+            tracing::error!(network = network.0, %err, "a port cannot be waited for");
+            return;
+        }
+        let index = network.0 as usize;
+        if self.ports.0.len() <= index {
+            self.ports.0.resize_with(index + 1, || None);
+        }
+        let state = PortState { network, stats, budget: Budget::new(now_ms) };
+        self.ports.0[index] = Some(Port { queue, state });
+    }
+
+    fn remove_port(&mut self, network: NetworkKey) {
+        if let Some(slot) = self.ports.0.get_mut(network.0 as usize)
+            && let Some(port) = slot.take()
+        {
+            let _ = self.epoll.delete(&port.queue);
+        }
+    }
+
+    fn serve_port(&mut self, network: NetworkKey, now_ms: u64) {
+        let snapshot = self.tables.load();
+        let turn = Turn { snapshot: &snapshot, now_ms };
+        let Some(port) = self.ports.get_mut(network) else { return };
+        for _ in 0..ROUNDS {
+            let mut at = 0;
+            let mut drained = false;
+            for _ in 0..FRAMES_PER_ROUND {
+                let Some(room) = self.arena.get_mut(at..at + READ_BYTES) else { break };
+                let len = match port.queue.read(room) {
+                    Ok(len) => len,
+                    Err(_) => {
+                        // Nothing left, or the device is down or gone: the agent sees to that.
+                        drained = true;
+                        break;
+                    }
+                };
+                self.counters.port_reads.add(1);
+                let offer = |outbound: &mut Outbound, state: &mut PortState, arena: &mut [u8]| {
+                    outbound.frame(turn, state, arena, at, len)
+                };
+                let mut outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
+                while outcome == Outcome::Full {
+                    flush(
+                        &mut self.outbound,
+                        &self.arena,
+                        &mut self.transmit,
+                        now_ms,
+                        &self.counters,
+                        &self.drops,
+                    );
+                    outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
+                }
+                if let Outcome::Reply(reply_len) = outcome {
+                    let header = encap::vnet::Header::NONE.emit();
+                    let reply = self.outbound.reply(reply_len);
+                    if port.queue.write(&[IoSlice::new(&header), IoSlice::new(reply)]).is_err() {
+                        port.state.stats.drops.add(DropReason::InPortError, 1);
+                    }
+                }
+                // The next frame begins on a cache line of its own.
+                at = (at + len).next_multiple_of(64);
+            }
+            flush(
+                &mut self.outbound,
+                &self.arena,
+                &mut self.transmit,
+                now_ms,
+                &self.counters,
+                &self.drops,
+            );
+            if drained {
+                return;
+            }
+        }
+    }
+
+    fn serve_listener(&mut self, index: usize, now_ms: u64) {
+        let snapshot = self.tables.load();
+        let turn = Turn { snapshot: &snapshot, now_ms };
+        let Some(listener) = self.transmit.sockets.listeners.get(index) else { return };
+        for _ in 0..ROUNDS {
+            let Ok(count) = self.recv.recv(listener.as_fd()) else { return };
+            self.counters.receive_calls.add(1);
+            for datagram in 0..count {
+                let Some(meta) = self.recv.meta(datagram) else { break };
+                let arena = self.recv.arena();
+                self.inbound.datagram(turn, listener.port, arena, &meta, &mut self.ports);
+            }
+            self.inbound.flush(self.recv.arena(), &mut self.ports);
+            if count < RECV_SLOTS {
+                return;
+            }
+        }
+    }
+
+    fn serve_errors(&mut self, index: usize, now_ms: u64) {
+        if let Some(sender) = self.transmit.sockets.senders().nth(index) {
+            let errors = learn_from(sender.as_fd(), &mut self.outbound.paths, now_ms);
+            self.counters.underlay_errors.add(errors);
+            if errors == 0 {
+                // A pending error without a queue entry would wake us for ever.
+                let _ = sender.take_error();
+            }
+        }
+    }
+}
+
+fn flush(
+    outbound: &mut Outbound,
+    arena: &[u8],
+    transmit: &mut UdpTransmit,
+    now_ms: u64,
+    counters: &WorkerCounters,
+    drops: &DropCounters,
+) {
+    let Outbound { queue, paths, .. } = outbound;
+    queue.flush(arena, &mut Outlet { transmit, paths, now_ms, counters, drops });
+}
+
+const _: () = assert!(READ_BYTES > SLOT, "a read takes the largest frame that a datagram holds");

@@ -1,0 +1,328 @@
+//! Attach and detach.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!   attach                                   undone on failure by
+//!   1  hold the network on this host         release
+//!   2  note the attachment on disk           remove the note
+//!   3  endpoint in the store, addresses      remove it there (queued while the store is away)
+//!      and MAC in the same transaction
+//!   4  interface in the sandbox, down        unplug
+//!   5  this host's tables have the endpoint
+//!   6  interface up
+//! ```
+//!
+//! Other hosts hear of the endpoint at step 3, before it can send its first frame. The note of step
+//! 2 names the endpoint before anything of it exists, so a crash at any point leaves nothing that
+//! the next start does not find ([`super::super::agent::takeover`]).
+//!
+//! Detach is the reverse and never needs the store: what the store cannot be told now is noted and
+//! told when it is back.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use membership::endpoint::{self, EndpointSpec};
+use membership::key::EndpointId;
+use membership::record::{EndpointRecord, NetworkRecord};
+
+use crate::agent::networks::LocalNetwork;
+use crate::agent::state::{self, Attachment, Stage};
+use crate::agent::{Agent, endpoint_error, link_error};
+use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
+use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
+use crate::link::{NetNs, NetNsRef};
+
+/// How long this host's own watch may take to tell of an endpoint that the store has.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a released address rests before it is given to another endpoint.
+pub const REST: Duration = Duration::from_secs(60);
+
+/// Attaches a sandbox.
+///
+/// # Errors
+/// With cause and next step; nothing of the attachment is left then.
+pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment, Error> {
+    let started = Instant::now();
+    let network = agent.network_record(&request.network).await?;
+    let sandbox = open_sandbox(&request.netns)?;
+    if request.default_route && network.gateways.is_empty() {
+        return Err(Error::conflict(format!(
+            "network {} has no gateway, so it cannot have the default route",
+            network.name
+        ))
+        .next_step("leave --default-route out, or create the network with a gateway"));
+    }
+    let local = agent.networks.hold(&network, &agent.tables, &agent.datapath).await?;
+    match attach_held(agent, &request, &network, &local, sandbox).await {
+        Ok((record, ips)) => Ok(types::Attachment {
+            endpoint: record.id.to_string(),
+            name: record.name.clone(),
+            network: network.name.to_string(),
+            ips,
+            mac: record.mac,
+            ifname: request.ifname.clone(),
+            mtu: local.mtu(),
+            gateways: gateways(&request, &network),
+            host: agent.name.to_string(),
+            elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
+        }),
+        Err(error) => {
+            let _ = agent.networks.release(&network.id, &agent.tables, &agent.datapath).await;
+            Err(error)
+        }
+    }
+}
+
+async fn attach_held(
+    agent: &Agent,
+    request: &Attach,
+    network: &NetworkRecord,
+    local: &LocalNetwork,
+    sandbox: NetNs,
+) -> Result<(EndpointRecord, Vec<IpNet>), Error> {
+    let id = EndpointId::random();
+    let mut note = Attachment {
+        version: state::VERSION,
+        stage: Stage::Attaching,
+        endpoint: id.to_string(),
+        network: network.id.to_string(),
+        network_name: network.name.to_string(),
+        name: request.name.clone().unwrap_or_default(),
+        sandbox: request.netns.clone(),
+        ifname: request.ifname.clone(),
+        mac: request.mac.unwrap_or_default(),
+        ips: Vec::new(),
+        gateways: gateways(request, network),
+        labels: request.labels.clone(),
+    };
+    agent.put_attachment(&note)?;
+    let spec = EndpointSpec {
+        id: Some(id.clone()),
+        ips: request.ips.clone(),
+        mac: request.mac,
+        name: request.name.clone(),
+        labels: request.labels.clone(),
+        ..EndpointSpec::default()
+    };
+    let created =
+        endpoint::create(&agent.store, network, &agent.name, agent.incarnation(), &spec).await;
+    let record = match created {
+        Ok(record) => record,
+        Err(error) => {
+            // The answer may have been lost and the record be there all the same.
+            forget(agent, &note).await;
+            return Err(endpoint_error(&error));
+        }
+    };
+    note.mac = record.mac;
+    note.ips = with_prefixes(&record.ips, network);
+    let done = async {
+        agent.put_attachment(&note)?;
+        let plug_in = plug_of(agent, &note, local, sandbox);
+        let plugged = plug(&local.namespace, agent.networks.owner(), &plug_in)
+            .await
+            .map_err(|err| link_error(&err))?;
+        agent.tables.wait_for_endpoint(&network.id, &id, ECHO_TIMEOUT).await?;
+        agent.guard_ports(local, Some(&note)).await?;
+        up(&local.namespace, &plugged).await.map_err(|err| link_error(&err))?;
+        note.stage = Stage::Attached;
+        agent.mark_settled(&note.endpoint);
+        agent.put_attachment(&note)
+    }
+    .await;
+    match done {
+        Ok(()) => {
+            tracing::info!(
+                network = %network.name, endpoint = %id, mac = %record.mac, ips = ?record.ips,
+                sandbox = %request.netns, "attached"
+            );
+            Ok((record, note.ips))
+        }
+        Err(error) => {
+            let _ = unplug(Some(&local.namespace), agent.networks.owner(), id.as_str(), None).await;
+            forget(agent, &note).await;
+            Err(error)
+        }
+    }
+}
+
+/// Detaches what the request names.
+///
+/// # Errors
+/// When nothing matches, or a device could not be removed.
+pub async fn detach(agent: &Agent, request: Detach) -> Result<Vec<Detached>, Error> {
+    let target = request.target()?;
+    let notes = matching(agent, &target).await?;
+    let mut detached = Vec::with_capacity(notes.len());
+    for note in notes {
+        detached.push(detach_one(agent, note).await?);
+    }
+    Ok(detached)
+}
+
+/// Takes one attachment down.
+///
+/// # Errors
+/// When a device could not be removed; what is left is tried again by the next detach or start.
+pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached, Error> {
+    note.stage = Stage::Detaching;
+    agent.put_attachment(&note)?;
+    let id = membership::key::NetworkId::new(&note.network).ok();
+    let local = match &id {
+        Some(id) => agent.networks.get(id).await,
+        None => None,
+    };
+    let sandbox = open_sandbox(&note.sandbox).ok();
+    let namespace = local.as_ref().map(|local| &local.namespace);
+    unplug(namespace, agent.networks.owner(), &note.endpoint, sandbox.as_ref())
+        .await
+        .map_err(|err| link_error(&err))?;
+    if let Some(local) = &local {
+        agent.guard_ports(local, None).await?;
+    }
+    let queued = !forget(agent, &note).await;
+    if let Some(id) = &id
+        && local.is_some()
+    {
+        drop(local);
+        agent.networks.release(id, &agent.tables, &agent.datapath).await?;
+    }
+    tracing::info!(network = %note.network_name, endpoint = %note.endpoint, queued, "detached");
+    Ok(Detached {
+        endpoint: note.endpoint,
+        name: (!note.name.is_empty()).then_some(note.name),
+        network: note.network_name,
+        ips: note.ips.iter().map(IpNet::addr).collect(),
+        queued,
+    })
+}
+
+/// Sets an attachment of an earlier run up again, or takes it over as it stands.
+///
+/// # Errors
+/// What could not be set up.
+pub async fn restore(
+    agent: &Agent,
+    note: &Attachment,
+    network: &NetworkRecord,
+) -> Result<(), Error> {
+    let sandbox = open_sandbox(&note.sandbox)?;
+    let local = agent.networks.hold(network, &agent.tables, &agent.datapath).await?;
+    let restored = async {
+        let wanted = plug_of(agent, note, &local, sandbox);
+        let owner = agent.networks.owner();
+        let failed = |err| link_error(&err);
+        let plugged = match adopt(&local.namespace, owner, &wanted).await.map_err(failed)? {
+            Some(plugged) => plugged,
+            None => plug(&local.namespace, owner, &wanted).await.map_err(failed)?,
+        };
+        agent.guard_ports(&local, Some(note)).await?;
+        up(&local.namespace, &plugged).await.map_err(failed)
+    }
+    .await;
+    if restored.is_err() {
+        let _ = agent.networks.release(&network.id, &agent.tables, &agent.datapath).await;
+    }
+    restored
+}
+
+/// Removes the endpoint from the store and the note from the disk. False when the store could not
+/// be told: the note stays, as `Detaching`, and is told again later.
+pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
+    let ids = (membership::key::NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
+    if let (Ok(network), Ok(endpoint)) = ids {
+        agent.tables.forget_endpoint(&network, &endpoint);
+        match endpoint::remove(&agent.store, &network, &endpoint, REST).await {
+            Ok(_) | Err(endpoint::Error::NotFound { .. }) => {}
+            Err(error) => {
+                let mut waiting = note.clone();
+                waiting.stage = Stage::Detaching;
+                if let Err(err) = agent.put_attachment(&waiting) {
+                    tracing::error!(endpoint = %note.endpoint, %err, "cannot note a detach");
+                }
+                tracing::warn!(
+                    endpoint = %note.endpoint, err = %error,
+                    "the store cannot be told of a detach now; it will be"
+                );
+                return false;
+            }
+        }
+    }
+    if let Err(err) = agent.remove_attachment(&note.endpoint) {
+        tracing::error!(endpoint = %note.endpoint, %err, "cannot forget an attachment");
+    }
+    true
+}
+
+async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attachment>, Error> {
+    let all = agent.attachments();
+    let of_network =
+        |note: &Attachment, name: &str| note.network_name == name || note.network == name;
+    let found: Vec<Attachment> = match target {
+        DetachTarget::Endpoint { endpoint, network } => all
+            .into_iter()
+            .filter(|note| note.endpoint == *endpoint)
+            .filter(|note| network.is_none_or(|name| of_network(note, name)))
+            .collect(),
+        DetachTarget::Sandbox { network, netns } => {
+            // The same namespace may have been named in another way when it was attached; one that
+            // is gone can only be told by its name.
+            let wanted = open_sandbox(netns).ok().map(|sandbox| sandbox.id());
+            all.into_iter()
+                .filter(|note| of_network(note, network))
+                .filter(|note| {
+                    note.sandbox == *netns
+                        || wanted.is_some_and(|id| {
+                            open_sandbox(&note.sandbox).is_ok_and(|sandbox| sandbox.id() == id)
+                        })
+                })
+                .collect()
+        }
+    };
+    if found.is_empty() {
+        let what = match target {
+            DetachTarget::Endpoint { endpoint, .. } => format!("endpoint {endpoint}"),
+            DetachTarget::Sandbox { network, netns } => {
+                format!("sandbox {netns} in network {network}")
+            }
+        };
+        return Err(Error::not_found(format!("{what} is not attached on this host"))
+            .next_step("`skybridge endpoints` lists what is attached, and where"));
+    }
+    Ok(found)
+}
+
+fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
+    Plug {
+        endpoint: note.endpoint.clone(),
+        sandbox,
+        ifname: note.ifname.clone(),
+        mac: note.mac,
+        addresses: note.ips.clone(),
+        mtu: u32::from(local.mtu()),
+        gateways: note.gateways.clone(),
+        isolated: agent.tables.switches_locally(local.key),
+    }
+}
+
+fn open_sandbox(reference: &str) -> Result<NetNs, Error> {
+    let parsed: NetNsRef = reference.parse().map_err(|err: crate::link::Error| link_error(&err))?;
+    NetNs::open(&parsed).map_err(|err| link_error(&err))
+}
+
+fn gateways(request: &Attach, network: &NetworkRecord) -> Vec<IpAddr> {
+    if request.default_route { network.gateways.clone() } else { Vec::new() }
+}
+
+fn with_prefixes(ips: &[IpAddr], network: &NetworkRecord) -> Vec<IpNet> {
+    ips.iter()
+        .map(|ip| {
+            let full = if ip.is_ipv4() { 32 } else { 128 };
+            let len = network.subnet_of(*ip).map_or(full, |subnet| subnet.prefix_len());
+            IpNet::new(*ip, len).unwrap_or_else(|_| IpNet::from(*ip))
+        })
+        .collect()
+}

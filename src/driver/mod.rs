@@ -1,0 +1,3 @@
+//! How sandboxes are attached: what the command line, and every runtime's plugin, share.
+
+pub mod attach;

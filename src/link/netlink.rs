@@ -1,0 +1,400 @@
+//! One rtnetlink connection in one namespace, and the few requests we make of it.
+//!
+//! The connection's task runs on the tokio runtime that opened it and ends with the handle. Every
+//! request has a deadline: an answer that cannot be decoded is dropped below us, and must not hang
+//! an attach. Dumps that the kernel marks as interrupted are read again.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use encap::MacAddr;
+use ipnet::IpNet;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
+};
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+
+use super::view::{FdbEntry, Link};
+use super::{Error, NetNs, run_in};
+
+/// How long the kernel may take for one request; creating devices can wait for its RTNL lock.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often an interrupted dump is read again before what came is taken.
+const DUMP_TRIES: usize = 8;
+
+/// A connection to rtnetlink in one namespace. Requests may be made concurrently.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+    task: JoinHandle<()>,
+    namespace: NetNs,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Netlink {
+    /// Opens a connection in `namespace`. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`run_in`]; `Netlink` when no socket can be had.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn open(namespace: &NetNs) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Handle::current();
+        let opened = run_in(namespace, || {
+            let _context = runtime.enter();
+            rtnetlink::new_connection()
+        })?;
+        let (connection, handle, _) = opened.map_err(|source| Error::Netlink {
+            doing: format!("open a netlink socket in {}", namespace.label()),
+            source,
+        })?;
+        Ok(Self { handle, task: runtime.spawn(connection), namespace: namespace.clone() })
+    }
+
+    /// The namespace it speaks for.
+    pub fn namespace(&self) -> &NetNs {
+        &self.namespace
+    }
+
+    /// Sends one request and gathers its answers. The second value tells whether a dump was
+    /// interrupted by a change.
+    async fn exchange(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        doing: &(dyn Fn() -> String + Sync),
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Error> {
+        let failed = |source| match io::Error::kind(&source) {
+            io::ErrorKind::PermissionDenied if source.raw_os_error() == Some(libc::EPERM) => {
+                Error::Permission { doing: doing() }
+            }
+            _ => Error::Netlink { doing: doing(), source },
+        };
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut handle = self.handle.clone();
+        let gather = async {
+            let closed = || io::Error::other("the netlink connection is closed");
+            let mut answers = handle.request(request).map_err(|_| failed(closed()))?;
+            let (mut messages, mut interrupted) = (Vec::new(), false);
+            while let Some(answer) = answers.next().await {
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                match answer.payload {
+                    NetlinkPayload::Error(error) if error.raw_code() != 0 => {
+                        return Err(failed(error.to_io()));
+                    }
+                    NetlinkPayload::InnerMessage(inner) => messages.push(inner),
+                    _ => (),
+                }
+            }
+            Ok((messages, interrupted))
+        };
+        match tokio::time::timeout(DEADLINE, gather).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout { doing: doing(), after: DEADLINE }),
+        }
+    }
+
+    async fn change(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        doing: &(dyn Fn() -> String + Sync),
+    ) -> Result<(), Error> {
+        self.exchange(message, NLM_F_ACK | flags, doing).await.map(drop)
+    }
+
+    async fn dump(
+        &self,
+        message: RouteNetlinkMessage,
+        what: &str,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        let doing = || format!("list {what} of {}", self.namespace.label());
+        let mut last = Vec::new();
+        for _ in 0..DUMP_TRIES {
+            let (messages, interrupted) =
+                self.exchange(message.clone(), NLM_F_DUMP, &doing).await?;
+            if !interrupted {
+                return Ok(messages);
+            }
+            last = messages;
+        }
+        Ok(last)
+    }
+
+    // ===== links =====
+
+    /// All links.
+    ///
+    /// # Errors
+    /// `Netlink`, `Permission`, `Timeout`: so for every request below.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let answers =
+            self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), "links").await?;
+        Ok(answers.iter().filter_map(as_link).collect())
+    }
+
+    /// The link of that name, if there is one.
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let doing = || format!("look up {name} in {}", self.namespace.label());
+        let found = self.exchange(RouteNetlinkMessage::GetLink(message), 0, &doing).await;
+        match found {
+            Ok((answers, _)) => Ok(answers.iter().find_map(as_link)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates a link from attributes.
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        attributes: Vec<LinkAttribute>,
+    ) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        message.attributes.extend(attributes);
+        let doing = || format!("create {name} in {}", self.namespace.label());
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.change(RouteNetlinkMessage::NewLink(message), flags, &doing).await
+    }
+
+    /// Creates a veth pair: `near` here with `attributes`, `far` in another namespace.
+    pub(super) async fn create_veth(
+        &self,
+        near: &str,
+        attributes: Vec<LinkAttribute>,
+        far: &str,
+        far_namespace: &NetNs,
+        far_attributes: Vec<LinkAttribute>,
+    ) -> Result<(), Error> {
+        let mut peer = LinkMessage::default();
+        peer.attributes.push(LinkAttribute::IfName(far.into()));
+        peer.attributes.push(LinkAttribute::NetNsFd(far_namespace.number()));
+        peer.attributes.extend(far_attributes);
+        let mut all = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ])];
+        all.extend(attributes);
+        self.create(near, all).await
+    }
+
+    /// Changes attributes of a link, and its flags `up` when given. The only request that takes a
+    /// bridge port's settings is `RTM_NEWLINK` without `NLM_F_CREATE` (net/core/rtnetlink.c,
+    /// `rtnl_changelink`).
+    pub(super) async fn set(
+        &self,
+        link: &Link,
+        attributes: Vec<LinkAttribute>,
+        up: Option<bool>,
+    ) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes = attributes;
+        if let Some(up) = up {
+            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        }
+        let doing = || format!("configure {} in {}", link.name, self.namespace.label());
+        self.change(RouteNetlinkMessage::NewLink(message), 0, &doing).await
+    }
+
+    /// Deletes a link; one that is gone already is no error. Returns whether there was one.
+    pub(super) async fn delete(&self, link: &Link) -> Result<bool, Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        self.delete_message(message, &link.name).await
+    }
+
+    /// As [`Netlink::delete`], by name.
+    pub(super) async fn delete_name(&self, name: &str) -> Result<bool, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        self.delete_message(message, name).await
+    }
+
+    async fn delete_message(&self, message: LinkMessage, name: &str) -> Result<bool, Error> {
+        let doing = || format!("delete {name} in {}", self.namespace.label());
+        match self.change(RouteNetlinkMessage::DelLink(message), 0, &doing).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    // ===== forwarding database =====
+
+    /// All entries of the bridges here.
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn fdb(&self) -> Result<Vec<FdbEntry>, Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        let answers = self.dump(RouteNetlinkMessage::GetNeighbour(message), "FDB entries").await?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(message) => FdbEntry::read(message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Makes `mac` a static entry of the bridge port `link`, wherever it was before.
+    pub(super) async fn fdb_replace(&self, link: &Link, mac: MacAddr) -> Result<(), Error> {
+        let mut message = fdb_message(link, mac);
+        // NUD_NOARP without NUD_PERMANENT is `static`; PERMANENT would make the MAC the bridge's own.
+        message.header.state = NeighbourState::Noarp;
+        let doing = || format!("add {mac} to {} in {}", link.name, self.namespace.label());
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewNeighbour(message), flags, &doing).await
+    }
+
+    /// Removes an entry of the bridge port `link`; one that is gone already is no error.
+    pub(super) async fn fdb_delete(&self, link: &Link, mac: MacAddr) -> Result<(), Error> {
+        let message = RouteNetlinkMessage::DelNeighbour(fdb_message(link, mac));
+        let doing = || format!("remove {mac} from {} in {}", link.name, self.namespace.label());
+        match self.change(message, 0, &doing).await {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    // ===== addresses and routes =====
+
+    /// All addresses, as (link index, address with prefix length).
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, Error> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.dump(message, "addresses").await?;
+        Ok(answers.iter().filter_map(as_address).collect())
+    }
+
+    /// Adds an address without duplicate address detection; one that the link has is no error.
+    pub(super) async fn address_add(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.flags = AddressHeaderFlags::Nodad;
+        let ip = address.addr();
+        message.attributes.push(AddressAttribute::Local(ip));
+        message.attributes.push(AddressAttribute::Address(ip));
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        message.header.family = AddressFamily::Inet6;
+        match address {
+            IpNet::V4(net) => {
+                message.header.family = AddressFamily::Inet;
+                if net.prefix_len() < 31 {
+                    message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+                }
+            }
+            IpNet::V6(net) if net.addr().is_unicast_link_local() => {
+                message.header.scope = AddressScope::Link;
+            }
+            IpNet::V6(_) => (),
+        }
+        let doing = || format!("add {address} to {} in {}", link.name, self.namespace.label());
+        let message = RouteNetlinkMessage::NewAddress(message);
+        match self.change(message, NLM_F_CREATE | NLM_F_EXCL, &doing).await {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Adds a route.
+    pub(super) async fn route_add(&self, message: RouteMessage, text: &str) -> Result<(), Error> {
+        let doing = || format!("add route {text} in {}", self.namespace.label());
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.change(RouteNetlinkMessage::NewRoute(message), flags, &doing).await
+    }
+
+    /// All routes of one family.
+    pub(super) async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        let answers = self.dump(RouteNetlinkMessage::GetRoute(message), "routes").await?;
+        Ok(answers.into_iter().filter_map(as_route).collect())
+    }
+
+    /// The route that the kernel takes, as asked in `message`.
+    pub(super) async fn route_get(
+        &self,
+        message: RouteMessage,
+        to: IpAddr,
+    ) -> Result<Option<RouteMessage>, Error> {
+        let doing = || format!("look up the route to {to} in {}", self.namespace.label());
+        let (answers, _) = self.exchange(RouteNetlinkMessage::GetRoute(message), 0, &doing).await?;
+        Ok(answers.into_iter().find_map(as_route))
+    }
+}
+
+fn fdb_message(link: &Link, mac: MacAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = link.index;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message
+}
+
+fn as_link(answer: &RouteNetlinkMessage) -> Option<Link> {
+    match answer {
+        RouteNetlinkMessage::NewLink(message) => Link::read(message),
+        _ => None,
+    }
+}
+
+fn as_route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {
+    match answer {
+        RouteNetlinkMessage::NewRoute(message) => Some(message),
+        _ => None,
+    }
+}
+
+fn as_address(answer: &RouteNetlinkMessage) -> Option<(u32, IpNet)> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    // On a point-to-point link `Address` is the other side, so `Local` comes first.
+    let ip = find(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    })
+    .or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })?;
+    Some((message.header.index, IpNet::new(ip, message.header.prefix_len).ok()?))
+}

@@ -1,0 +1,84 @@
+//! Integer socket options and the socket error queue.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Sets an `int` socket option.
+///
+/// # Errors
+/// As `setsockopt(2)`; `ENOPROTOOPT` is how an old kernel says that it lacks the option.
+pub fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the value is one int that outlives the call, and its true size is given.
+    super::check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })?;
+    Ok(())
+}
+
+/// One entry of a socket's error queue (`IP_RECVERR`, `include/uapi/linux/errqueue.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedError {
+    /// The errno that the kernel made of it, for example `EMSGSIZE` or `ECONNREFUSED`.
+    pub errno: i32,
+    /// Where the failed datagram was going.
+    pub destination: Option<IpAddr>,
+    /// The path MTU in bytes, for `EMSGSIZE`.
+    pub mtu: Option<u32>,
+}
+
+/// Takes one entry from the error queue of an IPv4 or IPv6 datagram socket, without waiting.
+/// `Ok(None)` when it is empty.
+///
+/// # Errors
+/// As `recvmsg(2)`.
+pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError>> {
+    #[repr(align(8))]
+    struct Control([u8; 256]);
+    let mut control = Control([0; 256]);
+    // The payload is the failed datagram, of which nothing is needed.
+    let mut payload = [0u8; 1];
+    let mut iov = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+    // SAFETY: `sockaddr_storage` is plain old data for which zero bytes are valid.
+    let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    // SAFETY: `msghdr` is plain old data for which zero bytes are valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = (&raw mut name).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len() as _;
+    // SAFETY: every pointer in `header` is to a live local with the size stated beside it.
+    let received = unsafe {
+        libc::recvmsg(fd.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
+    };
+    if received < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    }
+    let used = (header.msg_controllen as usize).min(control.0.len());
+    let mut found =
+        QueuedError { errno: 0, destination: super::mmsg::address_of(&name), mtu: None };
+    for message in super::mmsg::control_messages(&control.0[..used]) {
+        let ours = (message.level == libc::IPPROTO_IP && message.kind == libc::IP_RECVERR)
+            || (message.level == libc::IPPROTO_IPV6 && message.kind == libc::IPV6_RECVERR);
+        // struct sock_extended_err: errno u32, origin, type, code, pad, info u32, data u32.
+        if let (true, Some(fields)) = (ours, message.data.first_chunk::<16>()) {
+            let word = |at: usize| {
+                u32::from_ne_bytes([fields[at], fields[at + 1], fields[at + 2], fields[at + 3]])
+            };
+            found.errno = word(0).cast_signed();
+            if found.errno == libc::EMSGSIZE {
+                found.mtu = Some(word(8));
+            }
+        }
+    }
+    Ok(Some(found))
+}

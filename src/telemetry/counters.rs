@@ -1,0 +1,119 @@
+//! Counters of the datapath.
+//!
+//! # Theory of operation
+//!
+//! Each counter has one writer, the worker that owns it, so that an increment is a plain load and
+//! store without a locked instruction. Readers sum over the workers when somebody asks. Blocks are
+//! cache padded: two workers never write the same line.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::datapath::drop::DropReason;
+
+/// A counter with a single writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker calls it.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The present value, from any thread.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$meta:meta])* $block:ident { $($field:ident, $unit:literal, $help:literal;)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default)]
+        pub struct $block {
+            $(#[doc = $help] pub $field: Counter,)*
+        }
+
+        impl $block {
+            /// Name, unit and help of each counter, in declaration order.
+            pub const DESCRIPTIONS: &'static [(&'static str, &'static str, &'static str)] =
+                &[$((stringify!($field), $unit, $help),)*];
+
+            /// The present values, in declaration order.
+            #[must_use]
+            pub fn values(&self) -> Vec<u64> {
+                vec![$(self.$field.get(),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// What one worker did, over all its ports.
+    WorkerCounters {
+        turns, "turns", "Times the worker woke up.";
+        port_reads, "reads", "Reads from ports, one frame or super-frame each.";
+        port_writes, "writes", "Writes to ports, one frame or super-frame each.";
+        super_frames_out, "frames", "Super-frames read from ports and segmented here.";
+        segments_out, "frames", "Segments made of super-frames.";
+        super_frames_in, "frames", "Super-frames written to ports, coalesced here or by the sender.";
+        coalesced_in, "frames", "Received frames that left as a part of a super-frame.";
+        checksums_completed, "frames", "Partial checksums of single frames finished before the wire.";
+        partial_in, "frames", "Received frames with a partial checksum, from a VTEP on an offloading underlay.";
+        bad_checksum_in, "frames", "Received frames whose inner checksum is wrong; passed on for the end host to count.";
+        source_pending, "frames", "Received frames whose source MAC has no owner yet; accepted.";
+        datagrams_out, "datagrams", "Datagrams given to the underlay.";
+        bytes_out, "bytes", "Bytes of datagrams given to the underlay, VXLAN header included.";
+        messages_out, "messages", "Sends, each of one datagram or of several of one length.";
+        send_calls, "calls", "System calls for sending.";
+        datagrams_in, "datagrams", "Datagrams received, after splitting what the kernel coalesced.";
+        bytes_in, "bytes", "Bytes of datagrams received, VXLAN header included.";
+        messages_in, "messages", "Receives, each of one datagram or of several coalesced by the kernel.";
+        receive_calls, "calls", "System calls for receiving.";
+        flood_copies, "datagrams", "Copies made by ingress replication.";
+        suppressed, "frames", "ARP requests and neighbor solicitations answered from the tables.";
+        suppressed_local, "frames", "ARP requests and neighbor solicitations left to their target on this host.";
+        probes_ignored, "frames", "Address probes for the asker's own address, left unanswered.";
+        too_big_answers, "frames", "ICMP answers sent for frames that the path does not take.";
+        underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
+        gso_fallbacks, "messages", "Sends repeated without UDP segmentation because the path refused it.";
+        learn_overflow, "entries", "Learned addresses lost because the queue to the table writer was full.";
+        injected, "frames", "Announcements written to ports.";
+    }
+}
+
+counters! {
+    /// What one worker did for one port.
+    PortCounters {
+        frames_out, "frames", "Frames of the network given to the underlay, after segmentation.";
+        bytes_out, "bytes", "Bytes of those frames, Ethernet header included.";
+        frames_in, "frames", "Frames of the network accepted from the underlay, before coalescing.";
+        bytes_in, "bytes", "Bytes of those frames, Ethernet header included.";
+    }
+}
+
+/// One counter per drop reason.
+#[derive(Debug)]
+pub struct DropCounters([Counter; DropReason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl DropCounters {
+    /// Counts `n` frames dropped for `reason`.
+    #[inline]
+    pub fn add(&self, reason: DropReason, n: u64) {
+        self.0[reason as usize].add(n);
+    }
+
+    /// How many were dropped for `reason`.
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].get()
+    }
+}

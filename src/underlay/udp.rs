@@ -1,0 +1,261 @@
+//! A worker's UDP sockets.
+//!
+//! # Theory of operation
+//!
+//! *Receiving*: one socket per VTEP address and UDP port, bound to exactly that address (a port
+//! that is open on all addresses is reachable from outside), shared between workers by
+//! `SO_REUSEPORT`, which spreads flows by their outer addresses and ports. `UDP_GRO` lets the
+//! kernel hand over trains.
+//!
+//! *Sending*: a socket has one source port, and the source port is the only entropy that the
+//! underlay's ECMP and the receiver's queues see (RFC 7348 section 5). So each worker has a fan of
+//! `K` send sockets on kernel-chosen ports and picks one by the inner flow's hash: one flow, one
+//! port. Don't-fragment and the UDP checksum are properties of a socket, not of a datagram, hence a
+//! fan per combination that is asked for ([`Flavor`]). The source address is always the
+//! advertised one: kernel peers drop what comes from another.
+//!
+//! *Errors*: `IP_RECVERR` is set on send sockets, so what the path says (too big, unreachable) is
+//! queued with its destination and read by the worker.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Error, holder, probe::UdpOffload};
+use crate::sys::mmsg;
+use crate::sys::sockopt::{self, QueuedError};
+
+/// Bytes asked for each socket buffer; the default overflows on bursts of super-frames.
+const BUFFER_BYTES: usize = 8 << 20;
+/// A source port that Azure's fabric reserves for itself.
+const RESERVED_SOURCE_PORT: u16 = 65330;
+/// Attempts to get a source port that is not one of those to avoid.
+const SOURCE_PORT_TRIES: usize = 64;
+
+const IP_PMTUDISC_DONT: i32 = 0;
+const IP_PMTUDISC_DO: i32 = 2;
+/// `UDP_NO_CHECK6_TX` and `UDP_NO_CHECK6_RX` (`include/uapi/linux/udp.h`).
+const UDP_NO_CHECK6_TX: i32 = 101;
+const UDP_NO_CHECK6_RX: i32 = 102;
+/// TTL and hop limit of what we send, as the kernel's vxlan device with default settings.
+const TTL: u32 = 64;
+
+/// What the send sockets of one fan have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flavor {
+    /// IPv6 underlay.
+    pub ipv6: bool,
+    /// Don't-fragment set on IPv4; path MTU respected.
+    pub df: bool,
+    /// Outer UDP checksum sent.
+    pub checksum: bool,
+}
+
+impl Flavor {
+    /// How many combinations there are.
+    pub const COUNT: usize = 8;
+
+    /// A dense number below [`Self::COUNT`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.ipv6) | usize::from(self.df) << 1 | usize::from(self.checksum) << 2
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(|i| Self { ipv6: i & 1 != 0, df: i & 2 != 0, checksum: i & 4 != 0 })
+    }
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The VTEP addresses of this host, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// UDP ports to listen on.
+    pub ports: Vec<u16>,
+    /// Send sockets per fan.
+    pub fan: usize,
+    /// What may be used.
+    pub offload: UdpOffload,
+}
+
+/// A receive socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    /// The UDP port, half of the look-up key of a received VNI.
+    pub port: u16,
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// All underlay sockets of one worker.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Receive sockets, one per address and port.
+    pub listeners: Vec<Listener>,
+    fans: [Vec<Socket>; Flavor::COUNT],
+}
+
+impl Sockets {
+    /// Opens a worker's sockets.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::NotLocal`], or the step that failed.
+    pub fn open(plan: &Plan) -> Result<Self, Error> {
+        let mut listeners = Vec::new();
+        let mut fans: [Vec<Socket>; Flavor::COUNT] = Default::default();
+        for address in &plan.addresses {
+            for port in &plan.ports {
+                let at = SocketAddr::new(*address, *port);
+                listeners.push(Listener { socket: listen(at, plan.offload)?, port: *port });
+            }
+            for flavor in Flavor::all().filter(|flavor| flavor.ipv6 == address.is_ipv6()) {
+                for _ in 0..plan.fan.max(1) {
+                    fans[flavor.index()].push(sender(*address, flavor, &plan.ports)?);
+                }
+            }
+        }
+        Ok(Self { listeners, fans })
+    }
+
+    /// Adds a receive socket.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn listen(&mut self, at: SocketAddr, offload: UdpOffload) -> Result<(), Error> {
+        self.listeners.push(Listener { socket: listen(at, offload)?, port: at.port() });
+        Ok(())
+    }
+
+    /// The send sockets of a flavor; empty when this host has no VTEP of that family.
+    #[must_use]
+    pub fn fan(&self, flavor: usize) -> &[Socket] {
+        self.fans.get(flavor).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every send socket.
+    pub fn senders(&self) -> impl Iterator<Item = &Socket> {
+        self.fans.iter().flatten()
+    }
+}
+
+/// Whether somebody else has `at`. `SO_REUSEPORT` sockets of one user share a port silently, so
+/// that two agents would each see half of the traffic; a bind without it tells.
+///
+/// # Errors
+/// [`Error::InUse`] with the holder, or [`Error::NotLocal`].
+pub fn claim(at: SocketAddr) -> Result<(), Error> {
+    let socket = new_socket(at)?;
+    bind(&socket, at)
+}
+
+/// Reads what the path said about earlier sends of `socket`, one at a time.
+pub fn take_errors(socket: BorrowedFd<'_>) -> impl Iterator<Item = QueuedError> {
+    std::iter::from_fn(move || sockopt::take_error(socket).ok().flatten())
+}
+
+fn listen(at: SocketAddr, offload: UdpOffload) -> Result<Socket, Error> {
+    let socket = new_socket(at)?;
+    let step = |step, source| Error::Socket { step, address: at, source };
+    socket.set_reuse_port(true).map_err(|e| step("share the port between workers", e))?;
+    raise_buffer(socket.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    let fd = socket.as_fd();
+    if at.is_ipv6() {
+        sockopt::set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)
+            .map_err(|e| step("ask for the traffic class", e))?;
+        sockopt::set_int(fd, libc::SOL_UDP, UDP_NO_CHECK6_RX, 1)
+            .map_err(|e| step("accept zero checksums", e))?;
+    } else {
+        sockopt::set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
+            .map_err(|e| step("ask for the TOS", e))?;
+    }
+    if offload.gro {
+        sockopt::set_int(fd, libc::SOL_UDP, mmsg::UDP_GRO, 1)
+            .map_err(|e| step("ask for coalesced datagrams", e))?;
+    }
+    bind(&socket, at)?;
+    Ok(socket)
+}
+
+fn sender(address: IpAddr, flavor: Flavor, avoid: &[u16]) -> Result<Socket, Error> {
+    let any = SocketAddr::new(address, 0);
+    let step = |step, source| Error::Socket { step, address: any, source };
+    let mut last = None;
+    for _ in 0..SOURCE_PORT_TRIES {
+        let socket = new_socket(any)?;
+        raise_buffer(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+        let fd = socket.as_fd();
+        let discover = if flavor.df { IP_PMTUDISC_DO } else { IP_PMTUDISC_DONT };
+        let (level, discovery, errors) = if flavor.ipv6 {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_RECVERR)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_RECVERR)
+        };
+        sockopt::set_int(fd, level, discovery, discover)
+            .map_err(|e| step("choose fragmentation", e))?;
+        sockopt::set_int(fd, level, errors, 1).map_err(|e| step("ask for path errors", e))?;
+        if flavor.ipv6 {
+            socket.set_unicast_hops_v6(TTL).map_err(|e| step("set the hop limit", e))?;
+        } else {
+            socket.set_ttl_v4(TTL).map_err(|e| step("set the TTL", e))?;
+        }
+        if !flavor.checksum {
+            let (level, name) = if flavor.ipv6 {
+                (libc::SOL_UDP, UDP_NO_CHECK6_TX)
+            } else {
+                (libc::SOL_SOCKET, libc::SO_NO_CHECK)
+            };
+            sockopt::set_int(fd, level, name, 1).map_err(|e| step("send no checksum", e))?;
+        }
+        bind(&socket, any)?;
+        let port = socket
+            .local_addr()
+            .ok()
+            .and_then(|address| address.as_socket())
+            .map_or(0, |address| address.port());
+        if port != RESERVED_SOURCE_PORT && !avoid.contains(&port) {
+            return Ok(socket);
+        }
+        // Kept open until the next try, so that the kernel does not choose the same port again.
+        last = Some(socket);
+    }
+    drop(last);
+    Err(step("find a free source port", io::Error::from_raw_os_error(libc::EADDRINUSE)))
+}
+
+fn new_socket(at: SocketAddr) -> Result<Socket, Error> {
+    let step = |step, source| Error::Socket { step, address: at, source };
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))
+        .map_err(|e| step("open a UDP socket", e))?;
+    socket.set_nonblocking(true).map_err(|e| step("make the socket non-blocking", e))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true).map_err(|e| step("keep IPv4 off the socket", e))?;
+    }
+    Ok(socket)
+}
+
+fn bind(socket: &Socket, at: SocketAddr) -> Result<(), Error> {
+    socket.bind(&at.into()).map_err(|source| match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            Error::InUse { address: at, holder: holder::of_udp_port(at.port()) }
+        }
+        Some(libc::EADDRNOTAVAIL) => Error::NotLocal { address: at },
+        _ => Error::Socket { step: "bind", address: at, source },
+    })
+}
+
+/// Without `CAP_NET_ADMIN` the forced size is refused, and the plain one is cut to the system's
+/// limit: slower under bursts, not wrong.
+fn raise_buffer(fd: BorrowedFd<'_>, forced: i32, plain: i32) {
+    let bytes = i32::try_from(BUFFER_BYTES).unwrap_or(i32::MAX);
+    if sockopt::set_int(fd, libc::SOL_SOCKET, forced, bytes).is_err() {
+        let _ = sockopt::set_int(fd, libc::SOL_SOCKET, plain, bytes);
+    }
+}
