@@ -1,0 +1,56 @@
+# The few verbs a person needs. Each installs the Debian packages that it lacks; nothing that is
+# installed starts a service. Rust 1.90 or newer comes from rustup, and root or sudo is needed for
+# whatever makes network namespaces.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint fuzz prepare
+
+CARGO := cargo
+# protoc and the well-known types are needed to build the etcd client.
+BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-dev
+RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
+TEST_PACKAGES := etcd-client
+
+# Builds run as they are; only the built program runs as root.
+AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'
+# Seconds per fuzz target.
+FUZZ_SECONDS ?= 60
+
+help: ## Show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+prepare:
+	@.ci/rust
+	@.ci/packages $(BUILD_PACKAGES)
+
+demo: prepare ## Hosts as namespaces on this machine, end to end, with figures
+	@.ci/packages $(RUN_PACKAGES)
+	$(CARGO) run --release $(AS_ROOT) -- demo
+
+test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilities failures
+	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
+	$(CARGO) test --workspace
+	$(CARGO) test $(AS_ROOT) --test system
+
+bench: prepare ## Throughput and packets beside the kernel's vxlan device and the raw underlay
+	@.ci/packages $(RUN_PACKAGES)
+	$(CARGO) bench -p bench
+	$(CARGO) build --release
+	$(CARGO) run --release $(AS_ROOT) -p bench
+
+lint: prepare ## Format, clippy and documentation, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --test system -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+
+fuzz: prepare ## Each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz
+	@rustup run nightly rustc --version >/dev/null 2>&1 || \
+	    { echo "Fuzzing needs nightly Rust: rustup toolchain install nightly" >&2; exit 1; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || \
+	    { echo "Fuzzing needs cargo-fuzz: cargo install cargo-fuzz" >&2; exit 1; }
+	cd tests/fuzz && for target in $$($(CARGO) +nightly fuzz list --fuzz-dir .); do \
+	    $(CARGO) +nightly fuzz run --fuzz-dir . "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	done

@@ -1,0 +1,32 @@
+//! Tests of the whole: real agents in network namespaces, real traffic, the kernel's own vxlan
+//! device as a peer.
+//!
+//! `cargo test --test system` runs them as root; what the machine lacks is listed as ignored with
+//! the reason, and `SKYBRIDGE_TEST_REQUIRE=all` makes that a failure. A name or part of one after
+//! `--` selects tests.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod attach;
+mod errors;
+mod interop;
+mod lab;
+mod offload;
+mod recovery;
+mod support;
+mod traffic;
+mod wire;
+
+fn main() {
+    testkit::use_binary(env!("CARGO_BIN_EXE_skybridge"));
+    let mut suite = testkit::Suite::new();
+    lab::register(&mut suite);
+    traffic::register(&mut suite);
+    interop::register(&mut suite);
+    offload::register(&mut suite);
+    attach::register(&mut suite);
+    wire::register(&mut suite);
+    recovery::register(&mut suite);
+    errors::register(&mut suite);
+    suite.run();
+}

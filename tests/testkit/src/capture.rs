@@ -1,0 +1,82 @@
+//! What crosses an interface.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::netns::Netns;
+use crate::process::{Process, run};
+use crate::wait_until;
+
+/// A running capture of one interface.
+#[derive(Debug)]
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+    log: PathBuf,
+}
+
+impl Capture {
+    /// Starts capturing what matches `filter`, and returns once tcpdump listens.
+    ///
+    /// # Panics
+    ///
+    /// If tcpdump does not start.
+    #[track_caller]
+    #[must_use]
+    pub fn start(
+        netns: &Netns,
+        interface: &str,
+        filter: &str,
+        logs: &std::path::Path,
+        name: &str,
+    ) -> Self {
+        let file = logs.join(format!("{name}.pcap"));
+        let mut command = netns.command("tcpdump");
+        command
+            .args(["-i", interface, "-n", "--immediate-mode", "-U", "-s", "0", "-Z", "root", "-w"])
+            .arg(&file)
+            .arg(filter);
+        let process = Process::spawn(command, logs, name);
+        let log = logs.join(format!("{name}.log"));
+        wait_until("tcpdump listens", Duration::from_secs(10), || {
+            std::fs::read_to_string(&log)
+                .is_ok_and(|text| text.contains("listening on"))
+                .then_some(())
+        });
+        Self { process, file, log }
+    }
+
+    /// Ends the capture and gives tcpdump's line for each packet.
+    ///
+    /// # Panics
+    ///
+    /// If the file cannot be read back.
+    #[track_caller]
+    #[must_use]
+    pub fn stop(mut self) -> Vec<String> {
+        self.process.signal(Signal::SIGINT);
+        wait_until("tcpdump ends", Duration::from_secs(10), || {
+            (!self.process.running()).then_some(())
+        });
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-e", "-v", "-r"]).arg(&self.file);
+        let finished = run(command);
+        assert!(finished.status.success(), "{finished}\n{log}");
+        // With -v a packet has further, indented lines.
+        let mut packets: Vec<String> = Vec::new();
+        for line in finished.stdout.lines() {
+            match packets.last_mut() {
+                Some(packet) if line.starts_with([' ', '\t']) => {
+                    packet.push(' ');
+                    packet.push_str(line.trim());
+                }
+                _ => packets.push(line.to_owned()),
+            }
+        }
+        packets
+    }
+}
