@@ -275,7 +275,8 @@ fn check_vtep(vtep: &StaticVtep) -> Result<(), Error> {
 pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, Error> {
     let id = spec.id.clone().unwrap_or_else(NetworkId::random);
     // Checked with any VNI, since the number is the last thing to be known.
-    check(&spec.record(id.clone(), spec.vni.unwrap_or(Vni::MAX)))?;
+    let mut record = spec.record(id, spec.vni.unwrap_or(Vni::MAX));
+    check(&record)?;
     let span = info_span!("network", network = %spec.name);
     async {
         let _turn = store.turn().await;
@@ -283,12 +284,11 @@ pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, 
             if attempt > 0 {
                 sleep(conflict_pause(attempt)).await;
             }
-            let vni = match spec.vni {
-                Some(vni) => vni,
-                None => free_vni(store, attempt).await?,
-            };
-            if let Some(record) = try_create(store, spec, &id, vni).await? {
-                info!(vni = vni.get(), network = %record.id, "network created");
+            if spec.vni.is_none() {
+                record.vni = free_vni(store, attempt).await?;
+            }
+            if let Some(record) = try_create(store, spec, &record).await? {
+                info!(vni = record.vni.get(), network = %record.id, "network created");
                 return Ok(record);
             }
         }
@@ -302,30 +302,31 @@ pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, 
 async fn try_create(
     store: &Store,
     spec: &NetworkSpec,
-    id: &NetworkId,
-    vni: Vni,
+    record: &NetworkRecord,
 ) -> Result<Option<NetworkRecord>, Error> {
-    let record = spec.record(id.clone(), vni);
+    let (id, vni) = (&record.id, record.vni);
     let name_key = Key::Name(spec.name.clone());
     let id_key = Key::Network(id.clone());
     let vni_key = Key::Vni(vni);
     let when = vec![store.absent(&name_key), store.absent(&id_key), store.absent(&vni_key)];
     let then = vec![
         store.put(&name_key, &NameRecord::new(id.clone()), 0)?,
-        store.put(&id_key, &record, 0)?,
+        store.put(&id_key, record, 0)?,
         store.put(&vni_key, &VniRecord::new(id.clone()), 0)?,
     ];
     let or_else =
         vec![store.read_key(&name_key), store.read_key(&id_key), store.read_key(&vni_key)];
     let outcome = store.txn(when, then, or_else).await?;
     if outcome.succeeded {
-        return Ok(Some(record));
+        return Ok(Some(record.clone()));
     }
     let [names, networks, vnis] = outcome.reads.as_slice() else { return Ok(None) };
     if let Some(entry) = networks.first() {
         let present: Found<NetworkRecord> = Store::decode(&id_key, entry)?;
         // The answer to our own earlier attempt was lost, its effect was not.
-        if spec.id.is_none() || present.record == record {
+        // With another VNI perhaps: that was chosen anew since.
+        let ours = NetworkRecord { vni, ..present.record.clone() } == *record;
+        if spec.id.is_none() || ours {
             return Ok(Some(present.record));
         }
         return Err(Error::IdTaken(id.clone()));
@@ -460,11 +461,16 @@ fn check_fixed(before: &NetworkRecord, after: &NetworkRecord) -> Result<(), Erro
 ///
 /// [`Error::NotFound`], [`Error::InUse`], or why the store did not do it.
 pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<NetworkRecord, Error> {
+    let mut seen = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(conflict_pause(attempt)).await;
         }
-        let found = get(store, name_or_id).await?;
+        let found = match get(store, name_or_id).await {
+            // Gone after we tried: that was us.
+            Err(Error::NotFound(name)) => return seen.ok_or(Error::NotFound(name)),
+            found => found?,
+        };
         let record = found.record;
         let id_key = Key::Network(record.id.clone());
         let mut when = vec![store.unchanged(&id_key, found.mod_revision)];
@@ -505,6 +511,7 @@ pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<Netw
                 some: some.join(", ") + more,
             });
         }
+        seen = Some(record);
     }
     Err(store::Error::Busy { what: "removal of a network", attempts: ATTEMPTS }.into())
 }

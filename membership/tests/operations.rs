@@ -1,27 +1,29 @@
 //! Networks, addresses, endpoints: against etcd and the embedded store.
-#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use common::{Backend, World, until};
+use common::{Backend, Door, State, World, until};
 use encap::{MacAddr, Vni};
 use membership::endpoint::{self, EndpointSpec};
 use membership::ipam::{self, REST};
-use membership::key::{EndpointId, HostName, Key, Keys, NetworkName};
+use membership::key::{EndpointId, HostName, Key, NetworkName};
 use membership::network::{self, NetworkSpec};
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
-use membership::store::Store;
+use membership::store::{self, Credentials, Store};
 
 on_both!(
+    a_dead_endpoint_is_told_and_passed_over,
     an_unreadable_block_is_left_alone,
-    bad_credentials_and_absent_stores_are_told,
+    answers_that_are_lost_do_no_harm,
     concurrent_allocation_gives_no_address_twice,
     docker_takes_an_address_first,
     endpoint_errors_name_the_holder,
+    endpoints_need_no_subnet,
     exhaustion_and_borrowing,
     networks_are_created_once,
     networks_are_changed_and_removed,
@@ -293,6 +295,18 @@ async fn endpoint_errors_name_the_holder(_: Backend, world: World) {
     assert_eq!(ipam.len(), 3, "{ipam:?}");
 }
 
+async fn endpoints_need_no_subnet(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("bare", &[])).await.unwrap();
+    let endpoint = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    assert!(endpoint.ips.is_empty());
+    assert_eq!(endpoint.mac, endpoint::mac_from_ids(&network.id, &endpoint.id));
+    endpoint::remove(&store, &network.id, &endpoint.id, REST).await.unwrap();
+    network::remove(&store, "bare", false).await.unwrap();
+    let again = network::remove(&store, "bare", false).await.unwrap_err();
+    assert_eq!(again, network::Error::NotFound("bare".to_owned()));
+}
+
 async fn docker_takes_an_address_first(_: Backend, world: World) {
     let store = world.store();
     let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
@@ -322,7 +336,7 @@ async fn an_unreadable_block_is_left_alone(_: Backend, world: World) {
     assert!(error.to_string().contains("192.0.2.0/29"), "{error}");
 }
 
-async fn bad_credentials_and_absent_stores_are_told(_: Backend, world: World) {
+async fn a_dead_endpoint_is_told_and_passed_over(_: Backend, world: World) {
     let mut config = world.config();
     config.endpoints = vec![format!("http://127.0.0.1:{}", common::free_port())];
     let error = Store::connect(config.clone()).await.unwrap_err().to_string();
@@ -333,6 +347,114 @@ async fn bad_credentials_and_absent_stores_are_told(_: Backend, world: World) {
     for number in 0..8 {
         network::create(&store, &spec(&format!("n{number}"), &[])).await.unwrap();
     }
-    let keys: BTreeMap<Key, ()> = BTreeMap::new();
-    assert!(keys.is_empty() && Keys::new("x").is_ok());
+}
+
+/// Again and again requests arrive and their answers are lost with the connection. Each operation either succeeds, once, or says that the store was away; it never meets itself.
+async fn answers_that_are_lost_do_no_harm(_: Backend, world: World) {
+    let direct = world.store();
+    let door = std::sync::Arc::new(Door::open(&world).await);
+    let mut config = world.config();
+    // Several times the same, so that a call is tried more often.
+    config.endpoints = vec![door.url(); 3];
+    let store = Store::lazy(config).unwrap();
+    let cutting = tokio::spawn({
+        let door = std::sync::Arc::clone(&door);
+        async move {
+            loop {
+                door.set(State::Open);
+                tokio::time::sleep(Duration::from_millis(rand::random_range(5..40))).await;
+                door.set(State::Deaf);
+                tokio::time::sleep(Duration::from_millis(rand::random_range(5..20))).await;
+                door.set(State::Shut);
+            }
+        }
+    });
+    /// What became of one operation: its result, or `None` when the store was away.
+    fn outcome<T, E: std::fmt::Display>(
+        result: Result<T, E>,
+        away: impl Fn(&E) -> bool,
+    ) -> Option<T> {
+        match result {
+            Ok(done) => Some(done),
+            Err(error) if away(&error) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let no_network =
+        |error: &network::Error| matches!(error, network::Error::Store(e) if e.is_transient());
+    let no_endpoint = |error: &endpoint::Error| match error {
+        endpoint::Error::Store(error) | endpoint::Error::Address(ipam::Error::Store(error)) => {
+            error.is_transient()
+        }
+        _ => false,
+    };
+    let network = network::create(&direct, &spec("web", &["198.51.100.0/24"])).await.unwrap();
+    for round in 0..4 {
+        let name = format!("n{round}");
+        let made = network::create(&store, &spec(&name, &["192.0.2.0/24"])).await;
+        if let Some(made) = outcome(made, no_network) {
+            let found = network::get(&direct, &name).await.unwrap().record;
+            assert_eq!(found, made);
+            let vtep = StaticVtep::new(ip("203.0.113.9"));
+            if outcome(network::vtep_add(&store, &name, &vtep).await, no_network).is_some() {
+                outcome(network::vtep_remove(&store, &name, vtep.address).await, no_network);
+            }
+            outcome(network::remove(&store, &name, false).await, no_network);
+        }
+        let made = attach(&store, &network, "h1", &EndpointSpec::default()).await;
+        if let Some(made) = outcome(made, no_endpoint)
+            && round % 2 == 0
+        {
+            let rest = Duration::ZERO;
+            let removed = endpoint::remove(&store, &network.id, &made.id, rest).await;
+            outcome(removed, no_endpoint);
+        }
+    }
+    cutting.abort();
+    // Whatever was carried out was carried out whole.
+    let endpoints = endpoint::list(&direct, &network.id).await.unwrap();
+    let mut held = BTreeSet::new();
+    for endpoint in &endpoints {
+        assert!(endpoint.record.ips.iter().all(|ip| held.insert(*ip)));
+    }
+    let range = membership::key::Range::Addresses(&network.id);
+    let (_, addresses) = direct.list(range).await.unwrap();
+    assert_eq!(addresses.len(), held.len());
+    let (_, vnis) = direct.list(membership::key::Range::Vnis).await.unwrap();
+    assert_eq!(vnis.len(), network::list(&direct).await.unwrap().len());
+}
+
+#[test]
+fn credentials_are_checked() {
+    common::run(Backend::Etcd, async |_, _| {
+        let world = World::alone(Backend::Etcd).await;
+        let mut raw = world.raw().await;
+        raw.user_add("root", "secret", None).await.unwrap();
+        raw.role_add("root").await.unwrap();
+        raw.user_grant_role("root", "root").await.unwrap();
+        raw.auth_enable().await.unwrap();
+        let mut config = world.config();
+        let refused = |error: store::Error| {
+            let text = error.to_string();
+            assert!(matches!(error, store::Error::Access { .. }), "{text}");
+            assert!(
+                text.contains("check the user, password") && !text.contains("secret"),
+                "{text}"
+            );
+        };
+        let anonymous = Store::lazy(config.clone()).unwrap();
+        refused(anonymous.list(membership::key::Range::Networks).await.unwrap_err());
+        let user = |password: &str| {
+            Some(Credentials { name: "root".to_owned(), password: password.to_owned() })
+        };
+        config.user = user("wrong");
+        assert!(!format!("{config:?}").contains("wrong"));
+        refused(Store::connect(config.clone()).await.unwrap_err());
+        // Corrected while it runs.
+        let store = Store::lazy(config.clone()).unwrap();
+        refused(store.status().await.unwrap_err());
+        config.user = user("secret");
+        store.reload(config).unwrap();
+        network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    });
 }

@@ -1,5 +1,5 @@
 //! The presence of hosts: against etcd and the embedded store.
-#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
 

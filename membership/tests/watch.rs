@@ -1,11 +1,11 @@
 //! List and watch over interruptions: against etcd and the embedded store.
-#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Backend, DEADLINE, World};
+use common::{Backend, DEADLINE, Door, State, World};
 use etcd_client::{Client, TxnOp};
 use membership::endpoint::{self, EndpointSpec};
 use membership::ipam::REST;
@@ -18,6 +18,7 @@ use membership::watch::{Known, Watch, WatchConfig};
 use tokio::time::{Instant, timeout_at};
 
 on_both!(
+    a_silent_store_is_noticed,
     a_snapshot_tells_what_vanished,
     bad_records_are_set_aside_and_the_rest_goes_on,
     compaction_while_away_is_healed_by_a_listing,
@@ -125,7 +126,7 @@ async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World
     config.endpoints = vec![door.url()];
     let mut away = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
     away.until("its first listing", |view| view.endpoints().count() == 1).await;
-    door.shut();
+    door.set(State::Shut);
     let mut status = away.watch.status();
     status.wait_for(|status| !status.is_connected()).await.unwrap();
 
@@ -134,7 +135,7 @@ async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World
     let made = attach(&store, &other).await;
     let revision = store.status().await.unwrap().revision;
     world.raw().await.compact(revision, None).await.unwrap();
-    door.reopen();
+    door.set(State::Open);
     away.until("what changed meanwhile", |view| {
         view.endpoint(&other.id, &made.id).is_some()
             && view.endpoint(&network.id, &gone.id).is_none()
@@ -238,57 +239,26 @@ async fn a_snapshot_tells_what_vanished(_: Backend, world: World) {
     assert!(View::load(&path).unwrap_err().to_string().contains("damaged"));
 }
 
-/// A TCP relay before the store that can be shut.
-struct Door {
-    port: u16,
-    open: std::sync::Arc<tokio::sync::watch::Sender<bool>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Door {
-    async fn open(world: &World) -> Self {
-        let target = world.config().endpoints[0].trim_start_matches("http://").to_owned();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let open = std::sync::Arc::new(tokio::sync::watch::channel(true).0);
-        let state = std::sync::Arc::clone(&open);
-        let task = tokio::spawn(async move {
-            loop {
-                let Ok((mut client, _)) = listener.accept().await else { return };
-                let mut state = state.subscribe();
-                let target = target.clone();
-                tokio::spawn(async move {
-                    if !*state.borrow() {
-                        return;
-                    }
-                    let Ok(mut server) = tokio::net::TcpStream::connect(target).await else {
-                        return;
-                    };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = state.wait_for(|open| !open) => {}
-                    }
-                });
-            }
-        });
-        Self { port, open, task }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn shut(&self) {
-        self.open.send_replace(false);
-    }
-
-    fn reopen(&self) {
-        self.open.send_replace(true);
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+async fn a_silent_store_is_noticed(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    config.keep_alive_interval = Duration::from_millis(300);
+    config.keep_alive_timeout = Duration::from_millis(300);
+    config.request_timeout = Duration::from_secs(1);
+    let mut follower = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
+    follower.until("the listing", |view| view.networks().count() == 1).await;
+    // Connections stay open and nothing comes: a stopped process, a cut cable.
+    door.set(State::Stalled);
+    let mut status = follower.watch.status();
+    let waited = tokio::time::timeout(DEADLINE, status.wait_for(|status| !status.is_connected()));
+    assert!(waited.await.is_ok(), "silence is noticed");
+    let made = attach(&store, &network).await;
+    door.set(State::Open);
+    follower
+        .until("what happened meanwhile", |view| view.endpoint(&network.id, &made.id).is_some())
+        .await;
+    assert_eq!(follower.resyncs, 1, "resumed, not listed again");
 }

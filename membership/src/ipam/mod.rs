@@ -452,6 +452,9 @@ pub(crate) async fn plan_release(
     lease: &mut i64,
     steps: &mut Steps,
 ) -> Result<usize, store::Error> {
+    if ips.is_empty() {
+        return Ok(0);
+    }
     let reads = ips.iter().map(|ip| store.read_key(&Key::Address(network.clone(), *ip))).collect();
     let found = store.read(reads).await?.reads;
     let mut held = held(network, ips, found.iter())?;

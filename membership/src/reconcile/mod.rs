@@ -43,7 +43,7 @@ use network::Tables;
 use suspect::Suspects;
 use vteps::{Slot, Vteps};
 
-/// Inner MTU assumed for hosts that do not tell theirs: Ethernet's.
+/// Underlay MTU assumed where no host tells one: Ethernet's.
 pub const UNDERLAY_MTU: u16 = 1500;
 
 /// What holds for all networks of this host.
@@ -379,6 +379,7 @@ impl Reconciler {
                 if let Some(tables) = self.tables.remove(network) {
                     out.push(Delta::RemoveNetwork { key: tables.key });
                     self.keys.release(tables.key.0);
+                    self.put_statics(view, out);
                     self.drop_statics(out);
                 }
             }

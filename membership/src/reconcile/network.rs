@@ -29,8 +29,10 @@ pub(super) struct Tables {
     static_neighbors: BTreeMap<IpAddr, (MacAddr, VtepKey)>,
     statics: Vec<VtepKey>,
     flood: Vec<VtepKey>,
-    /// How many endpoints each host has here.
-    members: BTreeMap<HostName, usize>,
+    /// The endpoints that each host has here.
+    members: BTreeMap<HostName, HashSet<EndpointId>>,
+    /// Whether a host has joined or left since the flood list was made.
+    members_changed: bool,
     winners: HashMap<Claim, EndpointId>,
 }
 
@@ -63,6 +65,7 @@ impl Tables {
             statics: Vec::new(),
             flood: Vec::new(),
             members: BTreeMap::new(),
+            members_changed: true,
             winners: HashMap::new(),
         }
     }
@@ -97,10 +100,11 @@ impl Tables {
                 }
                 touched.insert(claim);
             }
-            if let Some(count) = self.members.get_mut(&before.host) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(of_host) = self.members.get_mut(&before.host) {
+                of_host.remove(endpoint);
+                if of_host.is_empty() {
                     self.members.remove(&before.host);
+                    self.members_changed = true;
                 }
             }
         }
@@ -109,7 +113,8 @@ impl Tables {
                 self.claims.entry(claim).or_default().insert(endpoint.clone());
                 touched.insert(claim);
             }
-            *self.members.entry(now.host.clone()).or_default() += 1;
+            self.members_changed |= !self.members.contains_key(&now.host);
+            self.members.entry(now.host.clone()).or_default().insert(endpoint.clone());
             self.endpoints.insert(endpoint.clone(), now);
         }
         let mut touched: Vec<Claim> = touched.into_iter().collect();
@@ -120,8 +125,8 @@ impl Tables {
 
     /// The claims of a host's endpoints.
     fn claims_of(&self, host: &HostName) -> BTreeSet<Claim> {
-        let of_host = self.endpoints.values().filter(|claimant| claimant.host == *host);
-        of_host.flat_map(Claimant::claims).collect()
+        let of_host = self.members.get(host).into_iter().flatten();
+        of_host.filter_map(|id| self.endpoints.get(id)).flat_map(Claimant::claims).collect()
     }
 
     pub(super) fn conflicts(&self, network: &NetworkId) -> Vec<Conflict> {
@@ -235,20 +240,35 @@ impl Reconciler {
         out: &mut Vec<Delta>,
     ) {
         let params = self.params(&self.underlay(view), record);
-        let port = params.udp_port;
+        self.put_statics(view, out);
         let Some(tables) = self.tables.get_mut(&record.id) else { return };
         if tables.params.as_ref() != Some(&params) {
             out.push(Delta::PutNetwork { key: tables.key, network: params.clone() });
             tables.params = Some(params);
         }
-        let mut vteps = Vec::with_capacity(record.static_vteps.len());
-        for vtep in &record.static_vteps {
-            let key = self.vteps.put_static(vtep, vtep.port.unwrap_or(port), out);
-            vteps.push((vtep, key));
-        }
+        let vteps: Vec<(&StaticVtep, VtepKey)> = record
+            .static_vteps
+            .iter()
+            .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address)?)))
+            .collect();
         tables.put_statics(&vteps, out);
         self.refresh_flood(&record.id, out);
         self.drop_statics(out);
+    }
+
+    /// Puts the static VTEPs of all networks with tables. One address is one VTEP: the first
+    /// network that names it, by id, decides its port and MTU.
+    pub(super) fn put_statics(&mut self, view: &View, out: &mut Vec<Delta>) {
+        let mut seen = HashSet::new();
+        for id in self.tables.keys() {
+            let Some(item) = view.network(id) else { continue };
+            let port = item.record.udp_port.unwrap_or(self.defaults.udp_port);
+            for vtep in &item.record.static_vteps {
+                if seen.insert(vtep.address) {
+                    self.vteps.put_static(vtep, vtep.port.unwrap_or(port), out);
+                }
+            }
+        }
     }
 
     /// Frees the slots of static VTEPs that no network with tables has.
@@ -291,6 +311,7 @@ impl Reconciler {
             .keys()
             .filter(|host| **host != self.own && !self.suspects.has_left(host))
             .filter_map(|host| self.vteps.primary(host));
+        tables.members_changed = false;
         let mut flood: Vec<VtepKey> = hosts.chain(tables.statics.iter().copied()).collect();
         flood.sort_unstable();
         flood.dedup();
@@ -328,8 +349,11 @@ impl Reconciler {
         let item = view.endpoint(network, endpoint);
         let touched =
             tables.note(endpoint, item.map(|item| (item.record.as_ref(), item.revision())));
+        let members_changed = tables.members_changed;
         self.decide(network, touched, out);
-        self.refresh_flood(network, out);
+        if members_changed {
+            self.refresh_flood(network, out);
+        }
     }
 
     /// A host's slot or standing has changed: what its endpoints claim is decided again.

@@ -7,7 +7,7 @@ use fdb::{Delta, Vtep, VtepKey};
 
 use super::{Defaults, Slots};
 use crate::key::HostName;
-use crate::record::{HostRecord, StaticVtep};
+use crate::record::{HostRecord, StaticVtep, VtepRecord};
 
 /// Whose slot it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +82,7 @@ impl Vteps {
             };
             self.put(key, wanted, out);
             hosted.keys.push(key);
-            let ours = |own: &crate::record::VtepRecord| own.advertise.is_ipv6() == ipv6;
+            let ours = |own: &VtepRecord| own.advertise.is_ipv6() == ipv6;
             if hosted.primary.is_none()
                 && (defaults.vteps.is_empty() || defaults.vteps.iter().any(ours))
             {
@@ -96,13 +96,8 @@ impl Vteps {
         gone
     }
 
-    /// Puts a static VTEP. The first network that names an address decides port and MTU.
-    pub(super) fn put_static(
-        &mut self,
-        vtep: &StaticVtep,
-        port: u16,
-        out: &mut Vec<Delta>,
-    ) -> VtepKey {
+    /// Puts a static VTEP.
+    pub(super) fn put_static(&mut self, vtep: &StaticVtep, port: u16, out: &mut Vec<Delta>) {
         let key = self.key(Slot::Static(vtep.address));
         let wanted = Vtep {
             address: vtep.address,
@@ -114,7 +109,11 @@ impl Vteps {
             suspect: false,
         };
         self.put(key, wanted, out);
-        key
+    }
+
+    /// The slot of a static VTEP.
+    pub(super) fn static_key(&self, address: IpAddr) -> Option<VtepKey> {
+        self.keys.get(&Slot::Static(address)).copied()
     }
 
     /// The slots of static VTEPs.

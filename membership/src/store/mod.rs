@@ -233,7 +233,7 @@ impl Store {
         Ok((pages.revision, all))
     }
 
-    /// The records of a range that parse under `pick`, with their revisions. Others are left out;
+    /// The records of a range that can be read, with their revisions. Others are left out;
     /// the watch sets them aside and names them.
     pub(crate) async fn records<T: Stored>(
         &self,

@@ -1,5 +1,5 @@
 //! Stores to test against: the real etcd and the embedded one.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -12,6 +12,10 @@ use std::time::Duration;
 use membership::embedded;
 use membership::store::{Store, StoreConfig};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 /// Every wait for a condition ends here.
@@ -104,9 +108,15 @@ fn shared() -> Arc<Etcd> {
     })
 }
 
+struct Embedded {
+    server: Option<embedded::Server>,
+    config: embedded::Config,
+    _directory: TempDir,
+}
+
 enum Server {
-    Alone(Box<Etcd>),
-    Embedded { server: Option<embedded::Server>, config: embedded::Config, _directory: TempDir },
+    Alone(Etcd),
+    Embedded(Box<Embedded>),
     Shared(Arc<Etcd>),
 }
 
@@ -125,7 +135,7 @@ impl World {
             Backend::Etcd if alone => {
                 let etcd = Etcd::start();
                 let url = etcd.url();
-                (Server::Alone(Box::new(etcd)), url)
+                (Server::Alone(etcd), url)
             }
             Backend::Etcd => {
                 let etcd = shared();
@@ -138,7 +148,9 @@ impl World {
                 let config = embedded::Config::new(listen, directory.path());
                 let server = embedded::Server::start(config.clone()).await.unwrap();
                 let url = format!("http://{listen}");
-                (Server::Embedded { server: Some(server), config, _directory: directory }, url)
+                let server = Some(server);
+                let embedded = Embedded { server, config, _directory: directory };
+                (Server::Embedded(Box::new(embedded)), url)
             }
         };
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -178,8 +190,8 @@ impl World {
     pub async fn stop(&mut self) {
         match &mut self.server {
             Server::Alone(etcd) => etcd.kill(),
-            Server::Embedded { server, .. } => {
-                if let Some(server) = server.take() {
+            Server::Embedded(embedded) => {
+                if let Some(server) = embedded.server.take() {
                     server.shutdown().await;
                 }
             }
@@ -191,8 +203,9 @@ impl World {
     pub async fn restart(&mut self) {
         match &mut self.server {
             Server::Alone(etcd) => etcd.spawn(),
-            Server::Embedded { server, config, .. } => {
-                *server = Some(embedded::Server::start(config.clone()).await.unwrap());
+            Server::Embedded(embedded) => {
+                let config = embedded.config.clone();
+                embedded.server = Some(embedded::Server::start(config).await.unwrap());
             }
             Server::Shared(_) => panic!("a shared server is not restarted"),
         }
@@ -217,4 +230,85 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < deadline, "not in time: {what}");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a [`Door`] does with connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Requests pass, answers are lost.
+    Deaf,
+    /// Everything passes.
+    Open,
+    /// Connections are cut, new ones too.
+    Shut,
+    /// Connections stay and nothing passes.
+    Stalled,
+}
+
+/// A TCP relay before the store.
+pub struct Door {
+    port: u16,
+    /// The state, and how often the door was shut.
+    state: watch::Sender<(State, u64)>,
+    task: JoinHandle<()>,
+}
+
+impl Door {
+    pub async fn open(world: &World) -> Self {
+        let target = world.url.trim_start_matches("http://").to_owned();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (state, receiver) = watch::channel((State::Open, 0));
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(relay(client, target.clone(), receiver.clone()));
+            }
+        });
+        Self { port, state, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn set(&self, state: State) {
+        self.state.send_modify(|(now, shut)| {
+            *shut += u64::from(state == State::Shut);
+            *now = state;
+        });
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn relay(client: TcpStream, target: String, mut state: watch::Receiver<(State, u64)>) {
+    let moving = |(state, _): &(State, u64)| *state != State::Stalled;
+    let Ok((now, born)) = state.wait_for(moving).await.map(|state| *state) else { return };
+    if now == State::Shut {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(target).await else { return };
+    let (mut client_in, mut client_out) = client.into_split();
+    let (mut server_in, mut server_out) = server.into_split();
+    let hears = state.clone();
+    let down = async {
+        let mut bytes = [0; 16 * 1024];
+        while let Ok(len @ 1..) = server_in.read(&mut bytes).await {
+            if hears.borrow().0 != State::Deaf && client_out.write_all(&bytes[..len]).await.is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::io::copy(&mut client_in, &mut server_out) => {}
+        () = down => {}
+        _ = state.wait_for(|(now, shut)| *now == State::Stalled || *shut != born) => {}
+    }
+    // A stalled connection ends without a word when traffic flows again.
+    let _ = state.wait_for(moving).await;
 }
