@@ -38,7 +38,7 @@ bench: prepare ## Throughput and packets beside the kernel's vxlan device and th
 	@.ci/packages $(RUN_PACKAGES)
 	$(CARGO) bench -p bench
 	$(CARGO) build --release
-	$(CARGO) run --release $(AS_ROOT) -p bench
+	SKYBRIDGE_PROGRAM=$(CURDIR)/target/release/skybridge $(CARGO) run --release $(AS_ROOT) -p bench
 
 lint: prepare ## Format, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check

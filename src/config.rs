@@ -17,10 +17,13 @@
 mod file;
 mod flags;
 mod keys;
+mod layers;
 mod parse;
 mod resolve;
+mod store;
 #[cfg(test)]
 mod tests;
+mod vtep;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,7 +34,7 @@ use std::time::Duration;
 
 pub use flags::Flags;
 pub use keys::{KEYS, Key, example};
-pub(crate) use resolve::plaintext_listener;
+pub(crate) use store::plaintext_listener;
 
 /// Where the configuration file is when it is not named.
 pub const DEFAULT_FILE: &str = "/etc/skybridge/skybridge.toml";

@@ -45,6 +45,8 @@ use crate::datapath::{self, Datapath};
 use crate::link::{self, NetNs, Owner};
 use crate::port::tap::PortOffload;
 use crate::telemetry::{logs, metrics};
+use crate::underlay;
+use crate::underlay::holder::Holder;
 use crate::underlay::probe::UdpOffload;
 
 /// How long the session may take to say goodbye to the store.
@@ -224,7 +226,10 @@ async fn serve(
         ..Defaults::default()
     };
     let tables = Tables::new(name.clone(), defaults, view);
-    let datapath = start_datapath(&config, underlay_mtu, &tables)?;
+    let datapath = match start_datapath(&config, underlay_mtu, &tables) {
+        Ok(datapath) => datapath,
+        Err(err) => return Err(explain(err).await),
+    };
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
     let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
@@ -262,10 +267,13 @@ async fn serve(
         .map_err(|err| Failure::new(err.to_string(), "").without_cause().next(err.next_step()))?;
     let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
 
-    tasks::restore_attachments(&agent).await;
+    if tasks::restore_attachments(&agent).await {
+        tracing::info!("some attachments wait for the store to tell of their networks");
+    }
     let mut ended = tokio::task::JoinSet::new();
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
+    ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let until = async move {
@@ -304,12 +312,7 @@ async fn serve(
     if let Ok(session) = Arc::try_unwrap(session) {
         let _ = tokio::time::timeout(GOODBYE, session.close()).await;
     }
-    let view = agent.tables.view(Clone::clone);
-    if view.revision().0 != 0
-        && let Err(err) = view.save(&snapshot)
-    {
-        tracing::warn!(%err, "the snapshot of the tables cannot be written");
-    }
+    tasks::save_snapshot(&agent).await;
     result
 }
 
@@ -371,7 +374,7 @@ fn start_datapath(
     config: &Config,
     underlay_mtu: u16,
     tables: &Tables,
-) -> Result<Datapath, Failure> {
+) -> Result<Datapath, datapath::Error> {
     let off = |capability| config.datapath.disable.contains(&capability);
     let mut offload = UdpOffload::probe();
     if off(Capability::UdpGso) {
@@ -398,7 +401,32 @@ fn start_datapath(
         },
         tables.reader(),
     )
-    .map_err(|err| Failure::new("the datapath cannot start", err))
+}
+
+/// Adds to an error of the datapath what only netlink knows: which vxlan device has the port.
+async fn explain(error: datapath::Error) -> Failure {
+    let failure = Failure::new("the datapath cannot start", &error);
+    let datapath::Error::Underlay(underlay::Error::InUse { address, holder: Holder::Kernel }) =
+        error
+    else {
+        return failure;
+    };
+    let Ok(namespace) = NetNs::current() else { return failure };
+    let Ok(netlink) = link::Netlink::open(&namespace) else { return failure };
+    let devices = netlink.vxlan_devices().await.unwrap_or_default();
+    let names: Vec<String> = devices
+        .into_iter()
+        .filter(|(_, port)| *port == address.port())
+        .map(|(name, _)| name)
+        .collect();
+    if names.is_empty() {
+        return failure;
+    }
+    failure.next(format!(
+        "the port is held by the vxlan device {}: delete it (`ip link del`), or give this agent \
+         another port with --udp-port, on every host the same",
+        names.join(", ")
+    ))
 }
 
 fn port_offload(config: &Config) -> PortOffload {

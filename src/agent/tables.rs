@@ -303,6 +303,12 @@ impl Tables {
         look(&inner.reconciler, &inner.view)
     }
 
+    /// Tells of each revision that the view reaches.
+    #[must_use]
+    pub fn reached(&self) -> watch::Receiver<Revision> {
+        self.reached.subscribe()
+    }
+
     /// Whether a listing of the store was complete since the start.
     #[must_use]
     pub fn is_complete(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use membership::key::NetworkId;
 use membership::session;
@@ -20,6 +20,8 @@ use crate::link;
 const TICK: Duration = Duration::from_millis(50);
 /// How often attachments are looked after.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// The least time between two snapshots.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether this host's lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,19 +131,45 @@ pub async fn look_after(agent: Arc<Agent>) {
             }
         }
         detach_gone(&agent).await;
-        let view = agent.tables.view(Clone::clone);
-        if view.revision().0 != 0
-            && let Err(err) = view.save(&agent.state.path().join(super::SNAPSHOT))
-        {
-            agent.warn("snapshot", err.to_string(), None);
-        }
     }
 }
 
+/// Keeps the snapshot of the records close behind the store, for ever: an agent that starts while
+/// the store is away forwards from it.
+pub async fn keep_snapshot(agent: Arc<Agent>) {
+    let mut reached = agent.tables.reached();
+    while reached.changed().await.is_ok() {
+        let began = Instant::now();
+        save_snapshot(&agent).await;
+        // A large snapshot is written less often, so that it takes a small share of the time.
+        tokio::time::sleep(SNAPSHOT_PAUSE.max(20 * began.elapsed())).await;
+    }
+}
+
+/// Writes the snapshot of the records now.
+pub async fn save_snapshot(agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    let saved = tokio::task::spawn_blocking(move || {
+        let view = agent.tables.view(Clone::clone);
+        if view.revision().0 == 0 {
+            return;
+        }
+        match view.save(&agent.state.path().join(super::SNAPSHOT)) {
+            Ok(()) => agent.clear_warning("snapshot"),
+            Err(err) => agent.warn(
+                "snapshot",
+                format!("the snapshot of the tables cannot be written: {err}"),
+                Some("is the disk of the state directory full or read-only?".to_owned()),
+            ),
+        }
+    });
+    let _ = saved.await;
+}
+
 /// Restores the attachments of an earlier run whose networks are known, undoes those that were
-/// being made, and goes on with those that were being taken down.
-pub async fn restore_attachments(agent: &Arc<Agent>) {
-    let mut left = BTreeSet::new();
+/// being made. True when some wait for the records of their networks.
+pub async fn restore_attachments(agent: &Arc<Agent>) -> bool {
+    let mut waiting = false;
     for note in agent.attachments() {
         match note.stage {
             Stage::Attaching => {
@@ -159,7 +187,7 @@ pub async fn restore_attachments(agent: &Arc<Agent>) {
                 let id = NetworkId::new(&note.network).ok();
                 let known = id.as_ref().and_then(|id| agent.known_network(id));
                 let Some(network) = known else {
-                    left.insert(note.network_name.clone());
+                    waiting = true;
                     continue;
                 };
                 let key = format!("restore-{}", note.endpoint);
@@ -194,22 +222,17 @@ pub async fn restore_attachments(agent: &Arc<Agent>) {
             Stage::Detaching => {}
         }
     }
-    if left.is_empty() {
-        agent.clear_warning("restore");
-    } else {
-        agent.warn(
-            "restore",
-            format!(
-                "attachments wait for the records of network {}",
-                left.into_iter().collect::<Vec<_>>().join(", ")
-            ),
-            Some("they are restored when the store answers".to_owned()),
-        );
-    }
+    waiting
 }
 
 async fn after_first_listing(agent: Arc<Agent>) {
-    restore_attachments(&agent).await;
+    if restore_attachments(&agent).await {
+        agent.warn(
+            "restore",
+            "attachments belong to networks that the store does not have".to_owned(),
+            Some("`skybridge detach` those sandboxes, or bring the networks back".to_owned()),
+        );
+    }
     remove_orphans(&agent).await;
 }
 

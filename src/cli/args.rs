@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use encap::MacAddr;
 use ipnet::IpNet;
 
@@ -209,12 +209,9 @@ pub struct CreateArgs {
     /// MTU inside in bytes [default: the least underlay MTU of its hosts less the overhead]
     #[arg(long, value_name = "BYTES", value_parser = check::mtu)]
     pub mtu: Option<u16>,
-    /// Gateway address, one per family, or none [default: the first address of each subnet]
+    /// Address that `attach --default-route` routes through, at most one per subnet [default: none]
     #[arg(long, value_name = "IP|none", value_parser = gateway)]
     pub gateway: Vec<Gateway>,
-    /// Masquerade what leaves the network
-    #[arg(long)]
-    pub nat_outgoing: bool,
     /// Further option; several times for several
     #[arg(long = "option", short = 'o', value_name = "KEY=VALUE", value_parser = check::pair)]
     pub options: Vec<(String, String)>,
@@ -228,6 +225,8 @@ pub struct CreateArgs {
 
 /// `skybridge network update`.
 #[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true)
+    .args(["mtu", "options", "labels"]))]
 pub struct UpdateArgs {
     /// Name or id of the network
     #[arg(value_name = "NAME", value_parser = check::reference)]
@@ -235,9 +234,6 @@ pub struct UpdateArgs {
     /// MTU inside in bytes, or `auto` to derive it from the underlay
     #[arg(long, value_name = "BYTES|auto", value_parser = mtu_or_auto)]
     pub mtu: Option<u16>,
-    /// Masquerade what leaves the network, or not
-    #[arg(long, value_name = "true|false", action = ArgAction::Set)]
-    pub nat_outgoing: Option<bool>,
     /// Set an option; without `=VALUE` back to its default
     #[arg(long = "option", short = 'o', value_name = "KEY[=VALUE]", value_parser = change)]
     pub options: Vec<(String, Option<String>)>,
@@ -414,9 +410,6 @@ pub struct DemoArgs {
     /// Leave everything up at the end and say how to enter it
     #[arg(long)]
     pub keep: bool,
-    /// How the network crosses the underlay
-    #[arg(long, value_enum, default_value_t)]
-    pub mode: Mode,
     /// Seconds of each run of the comparison; 0 leaves the comparison out
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
@@ -428,7 +421,6 @@ pub struct DemoArgs {
 fn gateway(text: &str) -> Result<Gateway, check::Invalid> {
     match text {
         "none" => Ok(Gateway::None),
-        "auto" => Ok(Gateway::Auto),
         _ => check::ip(text).map(|ip| Gateway::Addresses(vec![ip])),
     }
 }

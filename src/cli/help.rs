@@ -43,8 +43,8 @@ The first five minutes:
       skybridge demo
 
   Two hosts, 192.0.2.1 and 192.0.2.2, UDP port 4789 open between them:
-      h1# skybridge agent --name h1 --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
-      h2# skybridge agent --name h2 --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
+      h1# skybridge agent --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
+      h2# skybridge agent --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
 
   A network, and a namespace on each host in it:
       h1# skybridge network create blue --subnet 198.51.100.0/24
@@ -81,8 +81,8 @@ Examples:
 pub(super) const STORE: &str = "\
 Run the embedded store by itself
 
-An etcd v3 API server on one host, for clusters without etcd. It is not replicated: while its host is
-down, networks go on and nothing new can be created. An agent can serve it too, with
+An etcd v3 API server on one host, for clusters without etcd. It is not replicated: while its host
+is down, networks go on and nothing new can be created. An agent can serve it too, with
 --embedded-store.";
 
 pub(super) const STORE_EXAMPLES: &str = "\
@@ -93,8 +93,8 @@ Examples:
 pub(super) const NETWORK: &str = "\
 Make, list, change and remove networks
 
-A network is an L2 segment with subnets, a VNI and an MTU, known to all hosts. A host sets its part up
-when the first endpoint is attached there.";
+A network is an L2 segment with subnets, a VNI and an MTU, known to all hosts. A host sets up its
+part when the first endpoint is attached there.";
 
 pub(super) const NETWORK_EXAMPLES: &str = "\
 Examples:
@@ -107,14 +107,23 @@ pub(super) const CREATE: &str = "\
 Make a network
 
 The name, the VNI and the subnets are taken in one transaction of the store; when it returns, every
-host can attach to the network.";
+host can attach to the network.
+
+Options (--option KEY=VALUE), each with its default:
+  broadcast=true       broadcast and multicast cross hosts; false with compat=swarm
+  compat=none          swarm: behave like Docker Swarm's overlay (outer DF clear, no broadcast)
+  learning=false       learn MACs from received frames; true where the network has static VTEPs
+  flood_unknown=false  send frames for unknown MACs to every VTEP; true where the network learns
+  source_check=mac     what a received source is checked for: mac, mac+ip, or strict (known MACs only)
+
+This version routes nothing itself: a gateway is an endpoint of yours that routes.";
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
       skybridge network create blue --subnet 198.51.100.0/24
-  Both families, a VNI of your own, no gateway:
+  Both families, a VNI of your own, a router inside at the first address:
       skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
-          --gateway none
+          --gateway 203.0.113.1 --gateway 2001:db8:53::1
   Only known MACs may send:
       skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict";
 
@@ -189,8 +198,10 @@ Examples:
       ip netns add c1 && skybridge attach blue --netns c1
   A running process, with an address of its own choice:
       skybridge attach blue --netns 4711 --ip 198.51.100.7 --ifname eth1 --name web
-  Through its network to the world:
-      skybridge attach blue --netns c1 --default-route";
+  With its default route through the network's gateway (see `network create --gateway`):
+      skybridge attach blue --netns c1 --default-route
+  A Docker container that was started with --network none:
+      skybridge attach blue --netns $(docker inspect -f '{{.State.Pid}}' web)";
 
 pub(super) const DETACH: &str = "\
 Detach a network namespace from a network
@@ -216,8 +227,8 @@ Examples:
 pub(super) const HOSTS: &str = "\
 List the hosts and whether they are alive
 
-A host whose lease has ended is suspect: its endpoints stay reachable, they lose to a newer claim of
-the same MAC or address, and are removed after a day.";
+A host whose lease has ended is suspect: its endpoints stay reachable, and lose to a newer claim of
+the same MAC or address.";
 
 pub(super) const HOSTS_EXAMPLES: &str = "\
 Example:

@@ -15,13 +15,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
 use serde::Serialize;
 
 pub use args::Cli;
 pub use table::Style;
 
 use crate::config::{self, Config, Purpose};
-use crate::control::check::Check as _;
+use crate::control::check::{Check, Invalid};
 use crate::control::client::{self, Client};
 use crate::control::types::{self, Attach, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd};
 use args::{Command, Connection, Listing, NetworkCommand, VtepCommand};
@@ -131,8 +132,6 @@ pub struct DemoOptions {
     pub hosts: usize,
     /// Leave everything up at the end.
     pub keep: bool,
-    /// How the network crosses the underlay.
-    pub mode: types::Mode,
     /// Seconds of each run of the comparison; 0 leaves it out.
     pub seconds: f64,
     /// Colours.
@@ -176,6 +175,9 @@ pub trait Entry {
 pub fn run(args: impl IntoIterator<Item = OsString>, entry: &impl Entry) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(err) if err.kind() == clap::error::ErrorKind::ValueValidation => {
+            return fail(&refused_value(&err));
+        }
         Err(err) => {
             // Help and version go to standard output with code 0, faults to standard error with 2.
             let code = err.exit_code();
@@ -185,12 +187,30 @@ pub fn run(args: impl IntoIterator<Item = OsString>, entry: &impl Entry) -> Exit
     };
     match dispatch(cli.command, entry) {
         Ok(code) => code,
-        Err(failure) => {
-            let mut stderr = io::stderr().lock();
-            let style = Style::for_output(stderr.is_terminal());
-            let _ = stderr.write_all(failure.render(style).as_bytes());
-            if failure.usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
-        }
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    let mut stderr = io::stderr().lock();
+    let style = Style::for_output(stderr.is_terminal());
+    let _ = stderr.write_all(failure.render(style).as_bytes());
+    if failure.usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+}
+
+/// A value that its own parser refused, in the form that all our errors have.
+fn refused_value(err: &clap::Error) -> Failure {
+    let context = |kind| match err.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let argument = context(ContextKind::InvalidArg);
+    let value = context(ContextKind::InvalidValue);
+    let failure = Failure::new(format!("`{value}` is no value of {argument}")).usage();
+    let Some(source) = std::error::Error::source(err) else { return failure };
+    match source.downcast_ref::<Invalid>() {
+        Some(Invalid { cause, next_step }) => failure.cause(cause).next_step(next_step),
+        None => failure.cause(source.to_string()).next_step("see `--help`"),
     }
 }
 
@@ -212,7 +232,6 @@ fn dispatch(command: Command, entry: &impl Entry) -> Result<ExitCode, Failure> {
         Command::Demo(args) => entry.demo(DemoOptions {
             hosts: usize::from(args.hosts),
             keep: args.keep,
-            mode: args.mode,
             seconds: args.seconds,
             color: !args.no_color && Style::for_output(io::stdout().is_terminal()) == Style::COLOR,
         }),
@@ -262,13 +281,13 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
                 default_route: args.default_route,
                 labels: args.labels.into_iter().collect(),
             };
-            request.check()?;
+            checked(&request)?;
             let answer = client(&args.listing.connection).attach(&request).await?;
             show(&args.listing, &answer, render::attachment)
         }
         Command::Detach(args) => {
             let request = Detach { network: args.network, netns: args.netns, endpoint: args.id };
-            request.check()?;
+            checked(&request)?;
             let answer = client(&args.listing.connection).detach(&request).await?;
             show(&args.listing, &answer, |answer, style| render::detached(answer, style))
         }
@@ -330,11 +349,11 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
                 vni: args.vni,
                 mtu: args.mtu,
                 gateway: gateway(args.gateway)?,
-                nat_outgoing: args.nat_outgoing,
+                nat_outgoing: false,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),
             };
-            request.check().map_err(|error| Failure::from(error).usage())?;
+            checked(&request)?;
             let answer = client(&args.listing.connection).create_network(&request).await?;
             show(&args.listing, &answer, render::network)
         }
@@ -350,11 +369,11 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
         NetworkCommand::Update(args) => {
             let request = UpdateNetwork {
                 mtu: args.mtu,
-                nat_outgoing: args.nat_outgoing,
+                nat_outgoing: None,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),
             };
-            request.check().map_err(|error| Failure::from(error).usage())?;
+            checked(&request)?;
             let client = client(&args.listing.connection);
             let answer = client.update_network(&args.network, &request).await?;
             show(&args.listing, &answer, render::network)
@@ -371,7 +390,7 @@ async fn vtep(command: VtepCommand) -> Result<ExitCode, Failure> {
     match command {
         VtepCommand::Add(args) => {
             let request = VtepAdd { address: args.address, port: args.port, macs: args.macs };
-            request.check().map_err(|error| Failure::from(error).usage())?;
+            checked(&request)?;
             let client = client(&args.listing.connection);
             let answer = client.add_vtep(&args.network, &request).await?;
             show(&args.listing, &answer, render::vtep)
@@ -386,6 +405,11 @@ async fn vtep(command: VtepCommand) -> Result<ExitCode, Failure> {
             show(&args.listing, &answer, |rows, style| render::vteps(rows, style))
         }
     }
+}
+
+/// Refuses here what the agent would refuse anyway.
+fn checked(request: &impl Check) -> Result<(), Failure> {
+    request.check().map_err(|error| Failure::from(error).usage())
 }
 
 /// One gateway out of several flags.
@@ -403,7 +427,7 @@ fn gateway(given: Vec<Gateway>) -> Result<Gateway, Failure> {
             word => return Ok(word),
         }
     }
-    if addresses.is_empty() { Ok(Gateway::Auto) } else { Ok(Gateway::Addresses(addresses)) }
+    if addresses.is_empty() { Ok(Gateway::None) } else { Ok(Gateway::Addresses(addresses)) }
 }
 
 /// Prints an answer as JSON or as text.

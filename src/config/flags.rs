@@ -14,7 +14,7 @@ const FILES: &str = "Files, socket, log";
 #[derive(Args, Clone, Debug, Default)]
 pub struct Flags {
     /// Configuration file [default: /etc/skybridge/skybridge.toml where it exists] [env: SKYBRIDGE_CONFIG]
-    #[arg(long, value_name = "FILE", help_heading = FILES)]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     /// Name of this host, unique in the cluster [default: the machine's host name]

@@ -27,7 +27,7 @@ pub const KEYS: &[Key] = &[
     key("name", "the machine's host name", r#""h1""#, "Name of this host, unique in the cluster."),
     key(
         "vtep",
-        "none: must be set",
+        "must be set",
         r#""192.0.2.1""#,
         "Underlay address of this host, one per family: an address, a list of addresses, or a list \
          of tables { address, bind, port, mtu, accept }. `address` is what other hosts send to; \
@@ -38,7 +38,7 @@ pub const KEYS: &[Key] = &[
     key("udp_port", "4789", "4789", "UDP port of the underlay, 1 to 65535."),
     key(
         "stores",
-        "the embedded store where there is one, else must be set",
+        "the embedded store where there is one, else they must be set",
         r#"["http://192.0.2.1:2379"]"#,
         "Endpoints of the store, an etcd cluster or the host that serves the embedded one. \
          `https://` needs [tls].",

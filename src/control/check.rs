@@ -112,7 +112,7 @@ fn check_subnet(net: IpNet) -> Result<(), Invalid> {
     if net.trunc() != net {
         return Err(Invalid::new(
             format!("{net} has host bits set"),
-            format!("the subnet that holds it is {}", net.trunc()),
+            format!("write {}, the subnet that holds it", net.trunc()),
         ));
     }
     let most = if net.addr().is_ipv4() { 30 } else { 126 };
@@ -352,7 +352,7 @@ pub trait Check {
 /// Gives a value's fault the name of the request's part that has it.
 fn part<T>(what: &str, result: Result<T, Invalid>) -> Result<T, Error> {
     result.map_err(|invalid| {
-        Error::bad_request(format!("the {what} cannot be"))
+        Error::bad_request(format!("wrong {what}"))
             .cause(invalid.cause)
             .next_step(invalid.next_step)
     })
@@ -405,21 +405,21 @@ impl CreateNetwork {
         let next = "give one address of each subnet's family, or `none`";
         for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
             if addresses.iter().filter(|ip| family(ip)).count() > 1 || addresses.is_empty() {
-                return Err(Error::bad_request("the gateway cannot be")
+                return Err(Error::bad_request("wrong gateway")
                     .cause("there is not one address per family")
                     .next_step(next));
             }
         }
         for address in addresses {
             let Some(net) = self.subnets.iter().find(|net| net.contains(address)) else {
-                return Err(Error::bad_request("the gateway cannot be")
+                return Err(Error::bad_request("wrong gateway")
                     .cause(format!("{address} is in no subnet of the network"))
                     .next_step(next));
             };
             let edge =
                 *address == net.network() || (address.is_ipv4() && *address == net.broadcast());
             if edge {
-                return Err(Error::bad_request("the gateway cannot be")
+                return Err(Error::bad_request("wrong gateway")
                     .cause(format!("{address} is the first or last address of {net}"))
                     .next_step("give an address that a host can have"));
             }
@@ -450,10 +450,11 @@ impl Check for UpdateNetwork {
 
 impl Check for VtepAdd {
     fn check(&self) -> Result<(), Error> {
-        part("VTEP's address", check_ip(self.address))?;
+        part("VTEP address", check_ip(self.address))?;
         if self.port == Some(0) {
-            return Err(Error::bad_request("the port cannot be")
-                .next_step("give a UDP port from 1 to 65535"));
+            return Err(
+                Error::bad_request("wrong port").next_step("give a UDP port from 1 to 65535")
+            );
         }
         for known in &self.macs {
             part("MAC", check_mac(known.mac))?;
@@ -491,7 +492,7 @@ impl Check for Detach {
 
 fn check_netns(text: &str) -> Result<(), Error> {
     match part("sandbox", netns(text))? {
-        Netns::Path(path) if path.is_relative() => Err(Error::bad_request("the sandbox cannot be")
+        Netns::Path(path) if path.is_relative() => Err(Error::bad_request("wrong sandbox")
             .cause(format!(
                 "{} is a relative path, and the agent has its own directory",
                 path.display()

@@ -155,6 +155,8 @@ pub struct SendQueue {
     call_pieces: Vec<Piece>,
     call_messages: Vec<Message>,
     call_pending: Vec<u32>,
+    /// A full socket was waited for in vain in this flush; the others are not waited for again.
+    stuck: bool,
 }
 
 impl SendQueue {
@@ -172,6 +174,7 @@ impl SendQueue {
             call_pieces: Vec::with_capacity(PIECES_PER_CALL),
             call_messages: Vec::with_capacity(MESSAGES_PER_CALL),
             call_pending: Vec::with_capacity(MESSAGES_PER_CALL),
+            stuck: false,
         }
     }
 
@@ -276,6 +279,7 @@ impl SendQueue {
         self.open.fill(NONE);
         self.headers_used = 0;
         self.used = Default::default();
+        self.stuck = false;
     }
 
     fn flush_socket(
@@ -370,9 +374,13 @@ impl SendQueue {
             let count = u64::from(pending.count);
             match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
-                    if out.transmit.wait(flavor, bucket) && !retried {
-                        retried = true;
-                        continue;
+                    if !retried && !self.stuck {
+                        if out.transmit.wait(flavor, bucket) {
+                            retried = true;
+                            continue;
+                        }
+                        // One wait per flush: a dead interface must not hold up the other ports.
+                        self.stuck = true;
                     }
                     out.drops.add(DropReason::OutUnderlayBusy, count);
                 }
@@ -384,8 +392,22 @@ impl SendQueue {
                     self.send_singly(&pending, flavor, bucket, arena, out);
                 }
                 Some(libc::EMSGSIZE) => {
-                    out.learn(flavor, bucket);
-                    out.drops.add(DropReason::OutPathMtu, count);
+                    if out.learn(flavor, bucket) != 0 && !retried {
+                        retried = true;
+                        continue;
+                    }
+                    if pending.count > 1 {
+                        // The kernel never fragments what it would have to cut as well, nor does
+                        // it queue an error for it. One by one, datagrams are fragmented where DF
+                        // is clear, and else tell the path's MTU.
+                        out.counters.gso_fallbacks.add(1);
+                        self.send_singly(&pending, flavor, bucket, arena, out);
+                    } else {
+                        out.drops.add(DropReason::OutPathMtu, count);
+                    }
+                }
+                Some(libc::EAFNOSUPPORT) => {
+                    out.drops.add(DropReason::OutFamilyUnavailable, count);
                 }
                 Some(libc::EINTR) => continue,
                 _ => {
@@ -430,6 +452,7 @@ impl SendQueue {
                     out.counters.bytes_out.add(u64::from(datagram.first.len + datagram.second.len));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    out.learn(flavor, bucket);
                     out.drops.add(DropReason::OutPathMtu, 1);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -112,22 +112,30 @@ impl Datapath {
             listening: Mutex::new(config.ports.clone()),
             config,
         };
+        let mut ports = None;
         for index in 0..datapath.config.workers.max(1) {
-            let running = datapath.start_worker(index, tables)?;
+            let running = datapath.start_worker(index, tables, &mut ports)?;
             datapath.workers.push(CachePadded::new(running));
         }
         Ok(datapath)
     }
 
-    fn start_worker(&self, index: usize, tables: &fdb::Reader) -> Result<Running, Error> {
+    fn start_worker(
+        &self,
+        index: usize,
+        tables: &fdb::Reader,
+        ports: &mut Option<udp::SourcePorts>,
+    ) -> Result<Running, Error> {
         let config = &self.config;
         let failed = |source| Error::Worker { index, source };
-        let sockets = Sockets::open(&Plan {
+        let plan = Plan {
             addresses: config.addresses.clone(),
             ports: config.ports.clone(),
             fan: config.fan,
             offload: config.offload,
-        })?;
+        };
+        let sockets = Sockets::open(&plan, ports.as_ref())?;
+        ports.get_or_insert_with(|| sockets.source_ports());
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
         let wake = Arc::new(wake);

@@ -105,6 +105,11 @@ impl Inbound {
         }
     }
 
+    /// One more address and port that this host listens on.
+    pub fn add_own(&mut self, own: (IpAddr, u16)) {
+        self.own.push(own);
+    }
+
     /// Handles one received datagram or train. `port` is the UDP port it came to.
     pub fn datagram(
         &mut self,

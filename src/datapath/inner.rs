@@ -2,13 +2,23 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+use encap::ethernet::{self, EtherType, Frame};
+use encap::vlan;
+
 const UDP: u8 = 17;
 
-fn ether_type(frame: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(*frame.get(12..14)?.first_chunk()?))
+/// Type and offset of the payload. Tags of VLAN 0, which every receiver takes off as if they were
+/// not there, are looked through; behind any other tag is another network.
+fn payload(frame: &[u8]) -> Option<(EtherType, usize)> {
+    let mut found = (Frame::parse(frame)?.ether_type(), ethernet::HEADER_LEN);
+    while found.0.is_tag() {
+        let tag = vlan::Tag::parse(frame.get(found.1..)?)?;
+        if tag.vid() != 0 {
+            break;
+        }
+        found = (tag.ether_type(), found.1 + vlan::TAG_LEN);
+    }
+    Some(found)
 }
 
 fn v4(bytes: &[u8], at: usize) -> Option<IpAddr> {
@@ -25,10 +35,11 @@ fn v6(bytes: &[u8], at: usize) -> Option<IpAddr> {
 /// link-local addresses, which nobody owns in the tables, are `None`.
 #[must_use]
 pub fn source_address(frame: &[u8]) -> Option<IpAddr> {
-    let address = match ether_type(frame)? {
-        IPV4 => v4(frame, 14 + 12)?,
-        IPV6 => v6(frame, 14 + 8)?,
-        ARP => v4(frame, 14 + 14)?,
+    let (ether_type, at) = payload(frame)?;
+    let address = match ether_type {
+        EtherType::IPV4 => v4(frame, at + 12)?,
+        EtherType::IPV6 => v6(frame, at + 8)?,
+        EtherType::ARP => v4(frame, at + 14)?,
         _ => return None,
     };
     let link_local = match address {
@@ -42,12 +53,13 @@ pub fn source_address(frame: &[u8]) -> Option<IpAddr> {
 #[must_use]
 pub fn is_vxlan_to(frame: &[u8], own: &[(IpAddr, u16)]) -> bool {
     let found = || {
-        let (address, udp) = match ether_type(frame)? {
-            IPV4 if frame.get(14 + 9) == Some(&UDP) => {
-                let header = usize::from(frame.get(14)? & 0x0f) * 4;
-                (v4(frame, 14 + 16)?, 14 + header)
+        let (ether_type, at) = payload(frame)?;
+        let (address, udp) = match ether_type {
+            EtherType::IPV4 if frame.get(at + 9) == Some(&UDP) => {
+                let header = usize::from(frame.get(at)? & 0x0f) * 4;
+                (v4(frame, at + 16)?, at + header)
             }
-            IPV6 if frame.get(14 + 6) == Some(&UDP) => (v6(frame, 14 + 24)?, 14 + 40),
+            EtherType::IPV6 if frame.get(at + 6) == Some(&UDP) => (v6(frame, at + 24)?, at + 40),
             _ => return None,
         };
         let port = u16::from_be_bytes(*frame.get(udp + 2..)?.first_chunk()?);

@@ -144,7 +144,7 @@ impl Outbound {
         let mut offer = Offer { tables, header, at: at + vnet::LEN, len: len - vnet::LEN };
         if let Some(resume) = self.resume.take() {
             offer.header = resume.header;
-            return self.flood(turn, port, arena, offer, resume.copies);
+            return self.flood(turn, port, arena, offer, Some(resume.copies));
         }
         if destination.is_multicast() {
             self.group(turn, port, arena, &offer, destination)
@@ -152,7 +152,7 @@ impl Outbound {
             match tables.mac(destination).map(|entry| entry.place) {
                 Some(Place::Vtep(vtep)) => self.unicast(turn, port, arena, &offer, vtep),
                 Some(Place::Local) => drop(DropReason::OutDestinationLocal),
-                None if tables.params().flood_unknown => self.flood(turn, port, arena, offer, 0),
+                None if tables.params().flood_unknown => self.flood(turn, port, arena, offer, None),
                 None => drop(DropReason::OutDestinationUnknown),
             }
         }
@@ -194,33 +194,38 @@ impl Outbound {
             port.stats.drops.add(DropReason::OutFloodDisabled, 1);
             return Outcome::Done;
         }
-        self.flood(turn, port, arena, *offer, 0)
+        self.flood(turn, port, arena, *offer, None)
     }
 
-    /// One copy for each VTEP of the network, but the first `done`.
+    /// One copy for each VTEP of the network, but the first `done` of a frame that is offered again
+    /// (its budget is taken already).
     fn flood(
         &mut self,
         turn: Turn<'_>,
         port: &mut PortState,
         arena: &mut [u8],
         mut offer: Offer<'_>,
-        done: usize,
+        done: Option<usize>,
     ) -> Outcome {
         let vteps = offer.tables.flood();
-        if done == 0 && !port.budget.take(vteps.len() as u64, turn.now_ms) {
+        if done.is_none() && !port.budget.take(vteps.len() as u64, turn.now_ms) {
             port.stats.drops.add(DropReason::OutFloodBudget, 1);
             return Outcome::Done;
         }
         let each = offer.most_datagrams();
-        for (copies, vtep) in vteps.iter().enumerate().skip(done) {
+        for (copies, vtep) in vteps.iter().enumerate().skip(done.unwrap_or(0)) {
             if !self.queue.has_room(each, each * HEADER_ROOM) && !self.queue.is_empty() {
                 self.resume = Some(Resume { header: offer.header, copies });
                 return Outcome::Full;
             }
             // An ICMP answer to a group frame would be wrong, so the size is not told to anyone;
             // the drop is counted where it happens.
-            let _ = self.send(turn, port, arena, &mut offer, *vtep);
-            self.counters.flood_copies.add(1);
+            match self.send(turn, port, arena, &mut offer, *vtep) {
+                Ok(()) => self.counters.flood_copies.add(1),
+                Err(Refused::TooBig(_) | Refused::Unknown) => {}
+                // It is for every VTEP, and counted.
+                Err(Refused::Malformed) => break,
+            }
         }
         Outcome::Done
     }
@@ -239,8 +244,8 @@ impl Outbound {
         }
         let mut offer = *offer;
         match self.send(turn, port, arena, &mut offer, vtep) {
-            Ok(()) => Outcome::Done,
-            Err(max_frame) => {
+            Ok(()) | Err(Refused::Malformed | Refused::Unknown) => Outcome::Done,
+            Err(Refused::TooBig(max_frame)) => {
                 let mtu = u16::try_from(max_frame.saturating_sub(ETHERNET_LEN)).unwrap_or(u16::MAX);
                 let frame = offer.bytes(arena);
                 match responder::too_big(frame, mtu, self.reply.as_mut_slice()) {
@@ -254,8 +259,7 @@ impl Outbound {
         }
     }
 
-    /// Queues the frame for one VTEP. `Err` with the largest frame when it does not fit; that drop
-    /// is counted already.
+    /// Queues the frame for one VTEP. `Err` when it cannot; that drop is counted already.
     fn send(
         &mut self,
         turn: Turn<'_>,
@@ -263,11 +267,11 @@ impl Outbound {
         arena: &mut [u8],
         offer: &mut Offer<'_>,
         vtep: VtepKey,
-    ) -> Result<(), usize> {
+    ) -> Result<(), Refused> {
         let params = offer.tables.params();
         let Some(path) = self.paths.resolve(turn.snapshot, vtep, turn.now_ms) else {
             port.stats.drops.add(DropReason::OutVtepUnknown, 1);
-            return Ok(());
+            return Err(Refused::Unknown);
         };
         let max_frame = path.max_frame;
         let gso = path.checksum && path.takes_gso(turn.now_ms);
@@ -286,11 +290,11 @@ impl Outbound {
             Ok(plan) => plan,
             Err(segment::Error::TooBig) => {
                 port.stats.drops.add(DropReason::OutTooBig, 1);
-                return Err(max_frame);
+                return Err(Refused::TooBig(max_frame));
             }
             Err(segment::Error::Malformed(_)) => {
                 port.stats.drops.add(DropReason::OutMalformed, 1);
-                return Ok(());
+                return Err(Refused::Malformed);
             }
         };
         match plan {
@@ -315,7 +319,7 @@ impl Outbound {
                 if !self.queue.has_room(count, count * header_len) {
                     // Segments of a few bytes each, which no TCP makes (its least is 48).
                     port.stats.drops.add(DropReason::OutMalformed, 1);
-                    return Ok(());
+                    return Err(Refused::Malformed);
                 }
                 let mut bytes = 0;
                 for index in 0..segments.count() {
@@ -339,6 +343,17 @@ impl Outbound {
         }
         Ok(())
     }
+}
+
+/// Why a frame was not queued for a VTEP.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    /// Larger than this many bytes, the most that the path takes.
+    TooBig(usize),
+    /// The frame itself is wrong.
+    Malformed,
+    /// The tables do not describe the VTEP.
+    Unknown,
 }
 
 /// VXLAN, Ethernet with two tags, IP and TCP with all options: the most that one rebuilt header

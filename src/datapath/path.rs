@@ -17,6 +17,10 @@ use crate::sys::mmsg::Address;
 const MTU_LIFETIME_MS: u64 = 600_000;
 /// A path that refused UDP segmentation is tried again after this long.
 const GSO_RETRY_MS: u64 = 60_000;
+/// What a path is never believed to take less than, as an ICMP answer may be forged: the kernel's own
+/// floor (`net.ipv4.route.min_pmtu`), and RFC 8200 section 5.
+const LEAST_MTU_V4: u16 = 552;
+const LEAST_MTU_V6: u16 = 1280;
 /// Ethernet header of the inner frame, which counts against the inner MTU's frame but not its IP.
 const ETHERNET_LEN: usize = 14;
 
@@ -162,6 +166,7 @@ impl Paths {
     /// The path said that `mtu` bytes is the most it takes towards `destination`.
     pub fn learn_mtu(&mut self, destination: IpAddr, mtu: u16, now_ms: u64) {
         let own_mtu = self.own_mtu;
+        let mtu = mtu.max(if destination.is_ipv4() { LEAST_MTU_V4 } else { LEAST_MTU_V6 });
         for path in self.paths.iter_mut().flatten() {
             if path.address.ip() == destination {
                 path.learned_mtu = mtu;

@@ -337,6 +337,7 @@ impl Worker {
         let sockets = &mut self.transmit.sockets;
         match sockets.listen(at, self.offload) {
             Ok(()) => {
+                self.inbound.add_own((at.ip(), at.port()));
                 if let Some(listener) = sockets.listeners.last() {
                     let data = KIND_LISTENER | (sockets.listeners.len() - 1) as u64;
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, data);
@@ -383,8 +384,12 @@ impl Worker {
                 let Some(room) = self.arena.get_mut(at..at + READ_BYTES) else { break };
                 let len = match port.queue.read(room) {
                     Ok(len) => len,
-                    Err(_) => {
+                    Err(error) => {
                         // Nothing left, or the device is down or gone: the agent sees to that.
+                        if error.raw_os_error() == Some(libc::EBADFD) {
+                            // A deleted device is reported as an error for ever.
+                            let _ = self.epoll.delete(&port.queue);
+                        }
                         drained = true;
                         break;
                     }

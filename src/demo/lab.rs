@@ -147,8 +147,9 @@ impl Lab {
     /// When `ip` fails.
     pub fn add_namespace(&mut self, suffix: &str) -> Result<String, Error> {
         let name = self.namespace(suffix);
-        ip(&["netns", "add", &name])?;
+        // Noted first: an interrupt may end `ip` when the namespace is there already.
         self.namespaces.push(name.clone());
+        ip(&["netns", "add", &name])?;
         ip(&["-n", &name, "link", "set", "lo", "up"])?;
         // Docker's bridge-netfilter hook would cost every frame of a kernel bridge a rule walk.
         for knob in ["iptables", "ip6tables", "arptables"] {
@@ -215,13 +216,9 @@ impl Lab {
     pub fn pids(&self) -> impl Iterator<Item = u32> + '_ {
         self.children.iter().map(Child::id)
     }
-}
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if self.keep {
-            return;
-        }
+    /// Ends everything that was started, in order, and waits for it.
+    pub fn stop(&mut self) {
         for child in &mut self.children {
             let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
@@ -234,6 +231,16 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.children.clear();
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        self.stop();
         for name in self.namespaces.iter().rev() {
             let _ = ip(&["netns", "del", name]);
         }

@@ -138,25 +138,55 @@ pub fn raw_underlay(lab: &Lab) -> Way {
 /// # Errors
 /// When a generator fails; the message is its own.
 pub fn measure(lab: &Lab, way: &Way, seconds: f64) -> Result<Figures, Error> {
-    let seconds = format!("{seconds}");
+    let (tcp_gbit, tcp_cpu_per_gb) = tcp(lab, way, seconds, 1)?;
+    let (udp_pps, udp_cpu_us) = small_packets(lab, way, seconds)?;
+    let rtt_us = round_trip(lab, way)?;
+    Ok(Figures { tcp_gbit, tcp_cpu_per_gb, udp_pps, udp_cpu_us, rtt_us })
+}
+
+/// Gbit/s of `streams` TCP streams together, and CPU seconds of the whole machine per 10^9 bytes.
+///
+/// # Errors
+/// When a generator fails.
+pub fn tcp(lab: &Lab, way: &Way, seconds: f64, streams: u16) -> Result<(f64, f64), Error> {
+    let (seconds, streams) = (seconds.to_string(), streams.to_string());
     let before = cpu_seconds();
-    let tcp = pair(lab, way, &["tcp-receive"], &["tcp-send", "--seconds", &seconds])?;
-    let between = cpu_seconds();
-    let udp =
-        pair(lab, way, &["udp-receive"], &["udp-send", "--size", SMALL, "--seconds", &seconds])?;
-    let after = cpu_seconds();
-    let rtt = pair(lab, way, &["pong", "--seconds", "10"], &["latency", "--count", "2000"])?;
-    let number = |value: &serde_json::Value| value.as_f64().unwrap_or(0.0);
-    let gigabytes = number(&tcp["bytes"]) / 1e9;
-    let datagrams = number(&udp["receiver"]["received"]);
-    let per = |total: f64, count: f64| if count > 0.0 { total / count } else { 0.0 };
-    Ok(Figures {
-        tcp_gbit: number(&tcp["gbit_per_s"]),
-        tcp_cpu_per_gb: per(between - before, gigabytes),
-        udp_pps: number(&udp["receiver"]["datagrams_per_s"]),
-        udp_cpu_us: per((after - between) * 1e6, datagrams),
-        rtt_us: number(&rtt["rtt_us"]["median"]),
-    })
+    let send = ["tcp-send", "--seconds", &seconds, "--streams", &streams];
+    let report = pair(lab, way, &["tcp-receive"], &send)?;
+    let spent = cpu_seconds() - before;
+    let gigabytes = number(&report["bytes"]) / 1e9;
+    Ok((number(&report["gbit_per_s"]), per(spent, gigabytes)))
+}
+
+/// Small UDP datagrams received per second, and CPU microseconds of the whole machine for each.
+///
+/// # Errors
+/// When a generator fails.
+pub fn small_packets(lab: &Lab, way: &Way, seconds: f64) -> Result<(f64, f64), Error> {
+    let seconds = seconds.to_string();
+    let before = cpu_seconds();
+    let send = ["udp-send", "--size", SMALL, "--seconds", &seconds];
+    let report = pair(lab, way, &["udp-receive"], &send)?;
+    let spent = cpu_seconds() - before;
+    let received = &report["receiver"];
+    Ok((number(&received["datagrams_per_s"]), per(spent * 1e6, number(&received["received"]))))
+}
+
+/// Median round trip of one small TCP message, in microseconds.
+///
+/// # Errors
+/// When a generator fails.
+pub fn round_trip(lab: &Lab, way: &Way) -> Result<f64, Error> {
+    let report = pair(lab, way, &["pong", "--seconds", "10"], &["latency", "--count", "2000"])?;
+    Ok(number(&report["rtt_us"]["median"]))
+}
+
+fn number(value: &serde_json::Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+fn per(total: f64, count: f64) -> f64 {
+    if count > 0.0 { total / count } else { 0.0 }
 }
 
 /// Moves `bytes` over `way` with every byte checked and both hashes compared; returns the hash.

@@ -9,7 +9,9 @@
 //! underlay and the kernel's vxlan device in the same run.
 //!
 //! An interrupt is noticed between two steps (a running program of the demo gets the same signal
-//! from the terminal and ends by itself), and everything is taken down by `Drop` on every way out.
+//! from the terminal and ends by itself), and everything is taken down by `Drop` on every way out: the
+//! agents end, each host is cleaned up by `skybridge agent --cleanup`, as its pins would outlive the
+//! lab, then the lab itself goes.
 
 pub mod lab;
 pub mod measure;
@@ -50,6 +52,15 @@ struct Demo {
     program: String,
     color: bool,
     interrupted: Arc<AtomicBool>,
+    kept: bool,
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.clean_up();
+        }
+    }
 }
 
 /// Runs the demo. The exit code is 0 only when every step did what it should.
@@ -78,8 +89,13 @@ fn demo(options: &Options, interrupted: &Arc<AtomicBool>) -> Result<(), Error> {
     let hosts = options.hosts.clamp(2, 9);
     let program = measure::own_program()?;
     let lab = Lab::new(hosts, Underlay::Offloading)?;
-    let mut demo =
-        Demo { lab, program, color: options.color, interrupted: Arc::clone(interrupted) };
+    let mut demo = Demo {
+        lab,
+        program,
+        color: options.color,
+        interrupted: Arc::clone(interrupted),
+        kept: false,
+    };
     demo.title(&format!("{hosts} hosts, one network, {hosts} containers"));
     demo.draw();
     demo.title("An agent on each host, the embedded store on the first");
@@ -115,7 +131,7 @@ fn demo(options: &Options, interrupted: &Arc<AtomicBool>) -> Result<(), Error> {
         demo.compare(overlay, options.seconds)?;
     }
     if options.keep {
-        demo.keep();
+        demo.keep()?;
     } else {
         say("\nDone; everything is taken down again. `--keep` leaves it up.");
     }
@@ -261,47 +277,115 @@ impl Demo {
         Ok(text)
     }
 
-    fn keep(&mut self) {
+    fn keep(&mut self) -> Result<(), Error> {
+        let script = self.path("down");
+        std::fs::write(&script, self.take_down())
+            .map_err(|source| Error::Io { what: format!("write {script}"), source })?;
         self.lab.keep();
-        say("\nEverything stays up. To look around:");
+        self.kept = true;
+        say("\nEverything stays up. To look around, as root:\n");
         for number in 1..=self.lab.hosts() {
-            say(&format!(
-                "  host h{number}        nsenter --net=/run/netns/{}    ({} status --socket {})",
-                self.lab.namespace(&format!("h{number}")),
-                self.program,
-                self.socket(number),
-            ));
+            let host = self.lab.namespace(&format!("h{number}"));
             let container = self.lab.namespace(&format!("c{number}"));
-            say(&format!("  container c{number}   nsenter --net=/run/netns/{container}"));
+            say(&format!("  host h{number}       nsenter --net=/run/netns/{host}"));
+            say(&format!(
+                "  agent h{number}      {} status --socket {}",
+                self.program,
+                self.socket(number)
+            ));
+            say(&format!("  container c{number}  nsenter --net=/run/netns/{container}"));
         }
+        say(&format!("\nTo take it down:\n\n  sh {script}"));
+        Ok(())
+    }
+
+    /// A shell script that removes what `--keep` left.
+    fn take_down(&self) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
         let pids: Vec<String> = self.lab.pids().map(|pid| pid.to_string()).collect();
-        say(&format!(
-            "To take it down:\n  kill {}; ip netns | awk '/^{}-/ {{print $1}}' | xargs -n1 ip netns del; rm -r {}",
-            pids.join(" "),
-            self.lab.namespace("").trim_end_matches('-'),
-            self.lab.dir().display(),
-        ));
+        let hosts: Vec<String> = (1..=self.lab.hosts()).map(|n| format!("h{n}")).collect();
+        let prefix = self.lab.namespace("");
+        let dir = self.lab.dir().display().to_string();
+        format!(
+            "# Takes a kept demo of skybridge down.\n\
+             kill {pids}\n\
+             for host in {hosts}; do\n    \
+                 # An agent that still ends holds its state directory.\n    \
+                 for try in $(seq 100); do\n        \
+                     nsenter --net=/run/netns/{prefix}$host {program} agent --cleanup \\\n            \
+                         --state-dir {dir}/$host-state >/dev/null 2>&1 && break\n        \
+                     sleep 0.1\n    \
+                 done\n\
+             done\n\
+             for namespace in $(ip netns list | awk '/^{prefix}/ {{print $1}}'); do\n    \
+                 ip netns del \"$namespace\"\n\
+             done\n\
+             rm -r {dir}\n",
+            pids = pids.join(" "),
+            hosts = hosts.join(" "),
+            program = quoted(&self.program),
+            dir = quoted(&dir),
+        )
+    }
+
+    /// Ends the agents and has each remove its pins and devices, which outlive a mere end.
+    fn clean_up(&self) {
+        use nix::sys::signal::{Signal, kill};
+        for pid in self.lab.pids() {
+            let _ = kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+        }
+        for number in 1..=self.lab.hosts() {
+            let state = self.path(&format!("h{number}-state"));
+            if !Path::new(&state).exists() {
+                continue;
+            }
+            let host = self.lab.namespace(&format!("h{number}"));
+            let args = ["agent", "--cleanup", "--state-dir", &state];
+            // An agent that still ends holds its state directory.
+            let done = wait("the clean-up", 5, || {
+                run_command(&mut self.lab.command(&host, &self.program, &args)).ok()
+            });
+            if done.is_err() {
+                say(&format!("  host h{number} was not cleaned up; see /run/skybridge/netns"));
+            }
+        }
     }
 
     fn draw(&self) {
+        /// Columns between the borders of a box, and between two boxes.
+        const INNER: usize = 19;
+        const GAP: usize = 2;
+        /// Boxes that fit a terminal of 80 columns.
+        const SHOWN: usize = 3;
         let hosts = self.lab.hosts();
-        let line = |cell: &dyn Fn(usize) -> String| {
-            let cells: Vec<String> = (1..=hosts).map(cell).collect();
-            say(&format!("  {}", cells.join("  ")));
+        let line = |left: char, right: char, cell: &dyn Fn(usize) -> String, fill: char| {
+            let mut text = " ".to_owned();
+            for number in (1..=hosts).filter(|n| *n < SHOWN || *n == hosts) {
+                if number == hosts && hosts > SHOWN {
+                    text.push_str(" ..");
+                }
+                let mut inside = cell(number);
+                let missing = INNER.saturating_sub(inside.chars().count());
+                inside.extend(std::iter::repeat_n(fill, missing));
+                text.push_str(&format!("{:GAP$}{left}{inside}{right}", ""));
+            }
+            say(&text);
         };
-        line(&|n| format!("┌─ host h{n} ────────┐"));
-        line(&|n| format!("│  container c{n}    │"));
-        line(&|_| "│       │ veth      │".to_owned());
-        line(&|_| "│  bridge ─ TAP     │".to_owned());
-        line(&|_| "│       │           │".to_owned());
-        line(&|n| {
-            let what = if n == 1 { "agent + store" } else { "agent" };
-            format!("│  {what:<17}│")
-        });
-        line(&|n| format!("│  {:<17}│", self.lab.address(n)));
-        line(&|_| "└───────┬───────────┘".to_owned());
-        let width = hosts * 23;
-        say(&format!("  ────────┴{}  underlay 192.0.2.0/24, UDP 4789", "─".repeat(width - 12)));
+        let row = |cell: &dyn Fn(usize) -> String| line('│', '│', cell, ' ');
+        line('┌', '┐', &|n| format!("─ host h{n} "), '─');
+        row(&|n| format!("  container c{n}"));
+        row(&|_| "       │ veth".to_owned());
+        row(&|_| "    bridge".to_owned());
+        row(&|_| "       │ TAP".to_owned());
+        row(&|n| if n == 1 { "  agent, store" } else { "  agent" }.to_owned());
+        row(&|_| "       │ UDP 4789".to_owned());
+        row(&|n| format!("  {}", self.lab.address(n)));
+        line('└', '┘', &|_| "───────┬".to_owned(), '─');
+        line(' ', ' ', &|_| "       │".to_owned(), ' ');
+        let shown = hosts.min(SHOWN);
+        let dots = if hosts > SHOWN { 3 } else { 0 };
+        let width = shown * (INNER + 2 + GAP) - GAP + dots;
+        say(&format!("   {:═^width$}", " underlay 192.0.2.0/24 "));
     }
 
     fn title(&self, text: &str) {
@@ -365,22 +449,25 @@ pub fn table(ways: &[Way], runs: &[Vec<Figures>]) -> String {
     text
 }
 
+/// Notes an interrupt. Handlers and not a blocked mask: programs that the demo starts would inherit a
+/// mask and could not be ended.
 fn watch_signals(interrupted: &Arc<AtomicBool>) {
-    use nix::sys::signal::{SigSet, Signal};
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGINT);
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGHUP);
-    // Blocked in every thread from here on, and waited for by one of our own.
-    if set.thread_block().is_err() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return;
+    };
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let flag = Arc::clone(interrupted);
+        let entered = runtime.enter();
+        let Ok(mut signals) = signal(kind) else { continue };
+        drop(entered);
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                flag.store(true, Ordering::Relaxed);
+            }
+        });
     }
-    let flag = Arc::clone(interrupted);
-    std::thread::spawn(move || {
-        while set.wait().is_ok() {
-            flag.store(true, Ordering::Relaxed);
-        }
-    });
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
 }
 
 fn say(text: &str) {

@@ -14,7 +14,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -152,6 +152,16 @@ impl Netlink {
         let answers =
             self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), "links").await?;
         Ok(answers.iter().filter_map(as_link).collect())
+    }
+
+    /// The vxlan devices and the UDP ports that they hold.
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn vxlan_devices(&self) -> Result<Vec<(String, u16)>, Error> {
+        let answers =
+            self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), "links").await?;
+        Ok(answers.iter().filter_map(as_vxlan).collect())
     }
 
     /// The link of that name, if there is one.
@@ -371,6 +381,25 @@ fn as_link(answer: &RouteNetlinkMessage) -> Option<Link> {
         RouteNetlinkMessage::NewLink(message) => Link::read(message),
         _ => None,
     }
+}
+
+fn as_vxlan(answer: &RouteNetlinkMessage) -> Option<(String, u16)> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let port = message.attributes.iter().find_map(|attribute| {
+        let LinkAttribute::LinkInfo(infos) = attribute else { return None };
+        infos.iter().find_map(|info| {
+            let LinkInfo::Data(InfoData::Vxlan(vxlan)) = info else { return None };
+            vxlan.iter().find_map(|info| match info {
+                InfoVxlan::Port(port) => Some(*port),
+                _ => None,
+            })
+        })
+    })?;
+    Some((name, port))
 }
 
 fn as_route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {

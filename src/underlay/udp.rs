@@ -9,8 +9,10 @@
 //!
 //! *Sending*: a socket has one source port, and the source port is the only entropy that the
 //! underlay's ECMP and the receiver's queues see (RFC 7348 section 5). So each worker has a fan of
-//! `K` send sockets on kernel-chosen ports and picks one by the inner flow's hash: one flow, one
-//! port. Don't-fragment and the UDP checksum are properties of a socket, not of a datagram, hence a
+//! `K` send sockets on kernel-chosen ports and picks one by the inner flow's hash. The ports are the
+//! same for all workers: were they a worker's own, a flow that changes its queue would change its
+//! port, with it the worker that receives it, with that the queue of the answers, and so on for
+//! ever, reordering as it goes. One flow, one port. Don't-fragment and the UDP checksum are properties of a socket, not of a datagram, hence a
 //! fan per combination that is asked for ([`Flavor`]). The source address is always the
 //! advertised one: kernel peers drop what comes from another.
 //!
@@ -81,6 +83,9 @@ pub struct Plan {
     pub offload: UdpOffload,
 }
 
+/// The source ports of each fan, by [`Flavor::index`].
+pub type SourcePorts = [Vec<u16>; Flavor::COUNT];
+
 /// A receive socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -104,11 +109,12 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Opens a worker's sockets.
+    /// Opens a worker's sockets. The first worker gets ports of the kernel's choice, the others
+    /// those of the first.
     ///
     /// # Errors
     /// [`Error::InUse`], [`Error::NotLocal`], or the step that failed.
-    pub fn open(plan: &Plan) -> Result<Self, Error> {
+    pub fn open(plan: &Plan, ports: Option<&SourcePorts>) -> Result<Self, Error> {
         let mut listeners = Vec::new();
         let mut fans: [Vec<Socket>; Flavor::COUNT] = Default::default();
         for address in &plan.addresses {
@@ -117,12 +123,19 @@ impl Sockets {
                 listeners.push(Listener { socket: listen(at, plan.offload)?, port: *port });
             }
             for flavor in Flavor::all().filter(|flavor| flavor.ipv6 == address.is_ipv6()) {
-                for _ in 0..plan.fan.max(1) {
-                    fans[flavor.index()].push(sender(*address, flavor, &plan.ports)?);
+                for number in 0..plan.fan.max(1) {
+                    let port = ports.and_then(|all| all[flavor.index()].get(number)).copied();
+                    fans[flavor.index()].push(sender(*address, flavor, &plan.ports, port)?);
                 }
             }
         }
         Ok(Self { listeners, fans })
+    }
+
+    /// The source ports, for the next worker.
+    #[must_use]
+    pub fn source_ports(&self) -> SourcePorts {
+        std::array::from_fn(|flavor| self.fans[flavor].iter().map(port_of).collect())
     }
 
     /// Adds a receive socket.
@@ -184,12 +197,27 @@ fn listen(at: SocketAddr, offload: UdpOffload) -> Result<Socket, Error> {
     Ok(socket)
 }
 
-fn sender(address: IpAddr, flavor: Flavor, avoid: &[u16]) -> Result<Socket, Error> {
-    let any = SocketAddr::new(address, 0);
+fn port_of(socket: &Socket) -> u16 {
+    socket
+        .local_addr()
+        .ok()
+        .and_then(|address| address.as_socket())
+        .map_or(0, |address| address.port())
+}
+
+/// Opens a send socket on `port`, or on a free one that is none of `avoid`.
+fn sender(
+    address: IpAddr,
+    flavor: Flavor,
+    avoid: &[u16],
+    port: Option<u16>,
+) -> Result<Socket, Error> {
+    let any = SocketAddr::new(address, port.unwrap_or(0));
     let step = |step, source| Error::Socket { step, address: any, source };
     let mut last = None;
     for _ in 0..SOURCE_PORT_TRIES {
         let socket = new_socket(any)?;
+        socket.set_reuse_port(true).map_err(|e| step("share the port between workers", e))?;
         raise_buffer(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
         let fd = socket.as_fd();
         let discover = if flavor.df { IP_PMTUDISC_DO } else { IP_PMTUDISC_DONT };
@@ -215,11 +243,7 @@ fn sender(address: IpAddr, flavor: Flavor, avoid: &[u16]) -> Result<Socket, Erro
             sockopt::set_int(fd, level, name, 1).map_err(|e| step("send no checksum", e))?;
         }
         bind(&socket, any)?;
-        let port = socket
-            .local_addr()
-            .ok()
-            .and_then(|address| address.as_socket())
-            .map_or(0, |address| address.port());
+        let port = port_of(&socket);
         if port != RESERVED_SOURCE_PORT && !avoid.contains(&port) {
             return Ok(socket);
         }

@@ -93,7 +93,11 @@ fn configuration() {
     let refusals: [(&str, &[&str]); 4] = [
         ("name = \"h1\"\nunknown_key = 1\n", &["unknown_key", "skybridge.toml"]),
         ("name = \n", &["skybridge.toml"]),
-        ("[datapath]\ndisable = [\"warp\"]\n", &["warp"]),
+        (
+            "vtep = \"192.0.2.1\"\nstores = [\"http://127.0.0.1:2379\"]\n\
+             [datapath]\ndisable = [\"warp\"]\n",
+            &["warp", "line 4"],
+        ),
         ("name = \"h1\"\nvtep = \"not an address\"\n", &["skybridge.toml"]),
     ];
     for (text, words) in refusals {

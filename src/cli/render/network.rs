@@ -58,7 +58,7 @@ fn state(state: NetworkState) -> Cell {
 
 fn state_text(state: NetworkState) -> &'static str {
     match state {
-        NetworkState::Absent => "not set up: no endpoint of it is on this host",
+        NetworkState::Absent => "not set up; the first attach on this host does it",
         NetworkState::Failed => "failed",
         NetworkState::Starting => "starting",
         NetworkState::Unknown => "unknown",
@@ -87,7 +87,6 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
     let gateways =
         if detail.gateways.is_empty() { "none".to_owned() } else { joined(&detail.gateways) };
     facts.add("gateway", gateways);
-    facts.add("nat outgoing", if detail.nat_outgoing { "yes" } else { "no" });
     facts.add("options", pairs(&detail.options));
     facts.add("labels", pairs(&detail.labels));
     let hosts = match detail.host_names.is_empty() {

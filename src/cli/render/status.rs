@@ -44,11 +44,6 @@ pub fn status(status: &Status, style: Style) -> String {
         },
     );
     let mut text = facts.render(style);
-    for offload in &status.datapath.offloads {
-        if let (OffloadState::Lost, Some(reason)) = (offload.state, &offload.reason) {
-            let _ = writeln!(text, "  {} was given up: {reason}", offload.name);
-        }
-    }
     let _ = write!(text, "\n{}", network::networks(&status.networks, style));
     for warning in &status.warnings {
         let since = format!("warning, {}:", ago(warning.since_ms));
@@ -66,7 +61,7 @@ fn store(store: &Store, style: Style) -> String {
     let mut text = match store.state {
         StoreState::Away => {
             let away = style.paint(Tone::Warning, "away");
-            format!("{away} for {since}, {endpoint}; forwarding goes on")
+            format!("{away} for {since}, {endpoint}")
         }
         StoreState::Connected => {
             format!("{} for {since}, {endpoint}", style.paint(Tone::Good, "connected"))
@@ -85,6 +80,9 @@ fn store(store: &Store, style: Style) -> String {
     if let Some(cause) = &store.cause {
         let _ = write!(text, " ({cause})");
     }
+    if store.state == StoreState::Away {
+        text.push_str("; forwarding goes on");
+    }
     text
 }
 
@@ -102,12 +100,11 @@ fn session(session: &Session, style: Style) -> String {
 fn offloads(offloads: &[Offload], style: Style) -> String {
     let mut texts = Vec::new();
     for offload in offloads {
+        let reason = offload.reason.as_ref().map(|reason| format!(" ({reason})"));
+        let reason = reason.unwrap_or_default();
         let state = match offload.state {
-            OffloadState::Lost => style.paint(Tone::Alarm, "lost"),
-            OffloadState::Off => match &offload.reason {
-                Some(reason) => style.paint(Tone::Warning, &format!("off ({reason})")),
-                None => style.paint(Tone::Warning, "off"),
-            },
+            OffloadState::Lost => style.paint(Tone::Alarm, &format!("lost{reason}")),
+            OffloadState::Off => style.paint(Tone::Warning, &format!("off{reason}")),
             OffloadState::On => style.paint(Tone::Good, "on"),
             OffloadState::Unknown => "unknown".to_owned(),
         };

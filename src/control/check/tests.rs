@@ -17,13 +17,13 @@ fn create(subnets: &[&str]) -> CreateNetwork {
 fn a_subnet_with_host_bits_is_told_the_right_one() {
     assert_eq!(
         text(subnet("198.51.100.7/24")),
-        "198.51.100.7/24 has host bits set; the subnet that holds it is 198.51.100.0/24"
+        "198.51.100.7/24 has host bits set; write 198.51.100.0/24, the subnet that holds it"
     );
     assert_eq!(
         text(subnet("198.51.100.7")),
         "the prefix length is missing; write it behind a slash, such as 198.51.100.0/24"
     );
-    assert!(text(subnet("2001:db8::1/64")).ends_with("2001:db8::/64"));
+    assert!(text(subnet("2001:db8::1/64")).contains("write 2001:db8::/64,"));
 }
 
 #[test]
