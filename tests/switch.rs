@@ -1,36 +1,41 @@
 //! The switch without a kernel: several hosts in one process, joined by a wire in memory.
 //!
-//! - this file: frames end to end, flooding, answers, checks, learning, what a path refuses;
+//! - this file: frames end to end, flooding, answers, ECN, order;
+//! - `switch/checks.rs`: whose frames are taken, and learning;
+//! - `switch/paths.rs`: what a path refuses, what is learned of it, and when it is forgotten;
 //! - `switch/drops.rs`: each drop reason by one crafted frame, counted once, at the right place;
 //! - `switch/random.rs`: arbitrary bytes never panic, and no frame is lost from the counters.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![allow(unreachable_pub, reason = "the modules belong to this file alone")]
 
+#[path = "switch/checks.rs"]
+mod checks;
 #[path = "switch/drops.rs"]
 mod drops;
 #[path = "switch/frames.rs"]
 mod frames;
 #[path = "switch/lab.rs"]
 mod lab;
+#[path = "switch/paths.rs"]
+mod paths;
 #[path = "switch/random.rs"]
 mod random;
 
 use std::collections::HashMap;
 
 use encap::{MacAddr, arp, ecn, ethernet, icmpv4, icmpv6, ipv4, ipv6, ndp, tcp, vnet, vxlan};
-use fdb::{Delta, Millis, Place, SourceCheck, VtepKey};
+use fdb::{Delta, Place, VtepKey};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skybridge::datapath::batch::DATAGRAMS;
 use skybridge::datapath::drop::DropReason;
 use skybridge::datapath::flood::BURST;
-use skybridge::datapath::learn::Learned;
 use skybridge::datapath::outbound::Outcome;
 
 use frames::{
     ETHERNET, Spec, arp_request, checksums_verify, cut, mac, other, solicitation, v4, v6,
 };
-use lab::{Arrived, At, Host, Lab, MTU, NETWORK, Options, Weather, vtep, vtep_address_v6};
+use lab::{Arrived, At, Host, Lab, MTU, NETWORK, Options, Weather, vtep};
 
 const PLAIN: vnet::Header = vnet::Header::NONE;
 /// Inner frame bytes of a path with an underlay MTU of 1500 over IPv4.
@@ -59,10 +64,14 @@ fn single_frames_cross_whole_and_with_checksums_completed() {
                 let spec = Spec::new(1, 17, ipv6, tcp, payload);
                 let (header, frame) = spec.partial(0);
                 assert_eq!(lab.hosts[0].offer(&header, &frame), Outcome::Done);
-                assert_eq!(lab.hosts[0].offer(&PLAIN, &spec.whole()), Outcome::Done);
+                // The next packet, or the same bytes again where there is no payload to join.
+                let mut second = spec.clone();
+                second.ident += 1;
+                second.sequence += payload as u32;
+                assert_eq!(lab.hosts[0].offer(&PLAIN, &second.whole()), Outcome::Done);
                 lab.hosts[0].flush();
                 lab.carry(0, &mut Weather::fair(trains));
-                assert_eq!(received(&lab.hosts[1]), [spec.whole(), spec.whole()]);
+                assert_eq!(received(&lab.hosts[1]), [spec.whole(), second.whole()]);
                 assert!(checksums_verify(&spec.whole()));
                 assert_eq!(lab.hosts[0].counters.checksums_completed.get(), 1);
                 assert_eq!(lab.hosts[1].frames_in(), 2);
@@ -104,10 +113,8 @@ fn super_frames_arrive_byte_for_byte() {
                 lab.carry(0, &mut Weather::fair(trains));
                 let there = &lab.hosts[1];
                 assert_eq!(received(there), cut(&header, &frame));
-                let payload: Vec<u8> = received(there)
-                    .iter()
-                    .flat_map(|frame| frame[headers..].to_vec())
-                    .collect();
+                let payload: Vec<u8> =
+                    received(there).iter().flat_map(|frame| frame[headers..].to_vec()).collect();
                 assert_eq!(payload, spec.payload);
                 let writes = there.taps.written.len();
                 if options.coalesce {
@@ -426,335 +433,6 @@ fn frames_of_different_tos_share_no_send_and_no_super_frame() {
     assert_eq!(tos, [ecn::ECT_0, ecn::CE]);
     lab.carry(0, &mut Weather::fair(true));
     assert_eq!(lab.hosts[1].taps.written.len(), 2);
-}
-
-#[test]
-fn a_mac_counts_for_its_owner_whichever_address_it_sends_from() {
-    let mut lab = Lab::new(3, Options::default());
-    let host = &mut lab.hosts[0];
-    // The IPv6 VTEP of the second host has a slot of its own.
-    host.set_vtep(9, |vtep| {
-        vtep.address = vtep_address_v6(1);
-        vtep.host = Some("host-1".into());
-    });
-    host.set_vtep(1, |vtep| vtep.accept = vec![[203, 0, 113, 7].into()]);
-    let frame = Spec::new(17, 1, false, true, 10).whole();
-    let mut sources = vec![lab::vtep_address(1), vtep_address_v6(1), [203, 0, 113, 7].into()];
-    for source in sources.drain(..) {
-        host.receive(&[Arrived { source, ..Arrived::frame(1, &frame) }]);
-    }
-    assert_eq!(received(host).len(), 3);
-    assert_eq!(host.dropped(), []);
-    host.receive(&[Arrived::frame(2, &frame)]);
-    assert_eq!(host.dropped(), [(DropReason::InSourceSpoofed, At::Port, 1)]);
-}
-
-#[test]
-fn one_bad_frame_of_a_train_is_dropped_alone() {
-    let mut lab = Lab::new(3, Options::default());
-    let host = &mut lab.hosts[0];
-    let good = |sequence| {
-        let mut spec = Spec::new(17, 1, false, true, 100);
-        spec.sequence = sequence;
-        spec.whole()
-    };
-    // The same MACs again after the spoofed one: a cached verdict must not let that one pass.
-    let spoofed = Spec::new(33, 1, false, true, 100).whole();
-    let frames = [good(7), good(107), spoofed.clone(), good(207), spoofed, good(307)];
-    let mut train = Arrived::frame(1, &frames[0]);
-    train.gro_size = train.bytes.len();
-    for frame in &frames[1..] {
-        train.bytes.extend(Arrived::frame(1, frame).bytes);
-    }
-    host.receive(&[train]);
-    assert_eq!(received(host), [good(7), good(107), good(207), good(307)]);
-    assert_eq!(host.dropped(), [(DropReason::InSourceSpoofed, At::Port, 2)]);
-    assert_eq!(host.counters.datagrams_in.get(), 6);
-    // And no verdict outlives its batch: the owner moves, the old place is refused.
-    host.put_endpoint(17, Place::Vtep(VtepKey(2)));
-    host.receive(&[Arrived::frame(1, &good(7))]);
-    assert_eq!(host.dropped(), [(DropReason::InSourceSpoofed, At::Port, 3)]);
-}
-
-#[test]
-fn a_source_without_owner_passes_counted_and_unlearned_unless_strict() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    let frame = Spec::new(200, 1, false, true, 10).whole();
-    host.receive(&[Arrived::frame(1, &frame), Arrived::frame(1, &frame)]);
-    assert_eq!(host.taps.written.len(), 2);
-    assert_eq!(host.counters.source_pending.get(), 2);
-    assert_eq!(host.learn.drain().count(), 0);
-    assert_eq!(host.dropped(), []);
-    host.set_network(|network| network.source_check = SourceCheck::Strict);
-    host.receive(&[Arrived::frame(1, &frame)]);
-    assert_eq!(host.dropped(), [(DropReason::InSourcePending, At::Port, 1)]);
-}
-
-#[test]
-fn addresses_are_learned_moved_and_confirmed_no_more_than_needed() {
-    let mut lab = Lab::new(3, Options::default());
-    let host = &mut lab.hosts[0];
-    host.set_network(|network| network.learning = true);
-    let frame = Spec::new(200, 1, false, true, 10).whole();
-    let seen = |vtep| Learned { network: NETWORK, mac: mac(200), vtep: VtepKey(vtep) };
-    let learn = |host: &mut Host| {
-        let all: Vec<Learned> = host.learn.drain().collect();
-        let at = Millis(host.now_ms);
-        host.apply(all.iter().map(|l| Delta::Learn {
-            network: l.network,
-            mac: l.mac,
-            vtep: l.vtep,
-            at,
-        }));
-        all
-    };
-    host.receive(&[Arrived::frame(1, &frame)]);
-    assert_eq!(learn(host), [seen(1)]);
-    assert_eq!(host.counters.source_pending.get(), 0);
-    // Known and fresh: nothing is told, up to the confirmation's age.
-    for now in [0, 5000, 9999] {
-        host.now_ms = now;
-        host.receive(&[Arrived::frame(1, &frame)]);
-        assert_eq!(learn(host), []);
-    }
-    host.now_ms = 10_000;
-    host.receive(&[Arrived::frame(1, &frame)]);
-    assert_eq!(learn(host), [seen(1)]);
-    host.now_ms = 19_999;
-    host.receive(&[Arrived::frame(1, &frame)]);
-    assert_eq!(learn(host), [], "confirmed at 10 s");
-    // A move is told at once, and the way back goes there.
-    host.receive(&[Arrived::frame(2, &frame)]);
-    assert_eq!(learn(host), [seen(2)]);
-    host.send_whole(&Spec::new(1, 200, false, true, 10).whole());
-    assert_eq!(host.wire.sent[0].destination, 2);
-    // What the store says is not unlearned by a frame.
-    host.receive(&[Arrived::frame(2, &Spec::new(17, 1, false, true, 10).whole())]);
-    assert_eq!(learn(host), []);
-    assert_eq!(host.dropped(), [(DropReason::InSourceSpoofed, At::Port, 1)]);
-    // Age brings it back to unknown.
-    host.apply([Delta::Age { now: Millis(400_000), max_age: Millis(300_000) }]);
-    host.send_whole(&Spec::new(1, 200, false, true, 10).whole());
-    assert_eq!(host.dropped().len(), 2);
-    assert_eq!(host.dropped()[0], (DropReason::OutDestinationUnknown, At::Port, 1));
-}
-
-#[test]
-fn a_full_learn_queue_is_counted_and_the_frames_pass() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    host.set_network(|network| network.learning = true);
-    let count = skybridge::datapath::learn::CAPACITY + 5;
-    let all: Vec<Arrived> = (0..count)
-        .map(|i| {
-            let mut frame = other(mac(1), mac(200), 50);
-            frame[6..9].copy_from_slice(&[2, (i >> 8) as u8, i as u8]);
-            Arrived::frame(1, &frame)
-        })
-        .collect();
-    host.receive(&all);
-    assert_eq!(host.counters.learn_overflow.get(), 5);
-    assert_eq!(host.taps.written.len(), count);
-}
-
-#[test]
-fn refused_segmentation_is_repeated_singly_and_remembered() {
-    for refusal in [libc::EINVAL, libc::EIO] {
-        let mut lab = Lab::new(2, Options::default());
-        let spec = Spec::new(1, 17, false, true, 10_000);
-        let (header, frame) = spec.partial(1000);
-        let host = &mut lab.hosts[0];
-        host.now_ms = 1000;
-        host.wire.faults.push_back(refusal);
-        host.send(&header, &frame);
-        assert_eq!(host.counters.gso_fallbacks.get(), 1);
-        assert!(host.wire.sent.iter().all(|sent| sent.segment == 0));
-        host.send(&header, &frame);
-        assert_eq!(host.counters.gso_fallbacks.get(), 1, "remembered");
-        assert!(host.wire.sent.iter().all(|sent| sent.segment == 0));
-        assert_eq!(host.counters.datagrams_out.get(), 20);
-        host.now_ms = 62_000;
-        host.send(&header, &frame);
-        assert!(host.wire.sent.last().unwrap().segment != 0, "tried again after a minute");
-        lab.carry(0, &mut Weather::fair(true));
-        assert_eq!(received(&lab.hosts[1]), cut(&header, &frame).repeat(3));
-        nothing_dropped(&lab);
-    }
-}
-
-#[test]
-fn a_path_that_shrinks_teaches_its_mtu() {
-    for segments in [64, 1] {
-        let mut lab = Lab::new(2, Options { segments, ..Options::default() });
-        let host = &mut lab.hosts[0];
-        let spec = Spec::new(1, 17, false, true, 20_000);
-        let (header, frame) = spec.partial((MAX_FRAME - spec.header_len()) as u16);
-        host.wire.mtu = 1400;
-        host.send(&header, &frame);
-        // A train that is too long leaves nothing in the error queue: its datagrams are tried.
-        let lost = host.dropped();
-        assert_eq!(lost.len(), 1);
-        assert_eq!((lost[0].0, lost[0].1), (DropReason::OutPathMtu, At::Worker));
-        let dropped = lost[0].2 + host.counters.datagrams_out.get();
-        assert_eq!(dropped, cut(&header, &frame).len() as u64, "each sent or dropped");
-        assert!(host.counters.underlay_errors.get() > 0);
-        host.wire.sent.clear();
-        host.send(&header, &frame);
-        let longest = host.wire.datagrams().iter().map(|(_, d)| d.len()).max();
-        assert_eq!(longest, Some(1400 - 28), "cut to what was learned");
-        assert_eq!(host.dropped(), lost);
-        assert!(matches!(
-            host.send_whole(&Spec::new(1, 17, false, false, 1390).whole()),
-            Outcome::Reply(_)
-        ));
-        // Forgotten when the kernel forgets.
-        host.wire.mtu = 1500;
-        host.now_ms = 601_000;
-        host.outbound.paths.expire(host.now_ms);
-        host.wire.sent.clear();
-        host.send(&header, &frame);
-        let longest = host.wire.datagrams().iter().map(|(_, d)| d.len()).max();
-        assert_eq!(longest, Some(1500 - 28));
-    }
-}
-
-#[test]
-fn a_train_too_long_for_the_path_is_fragmented_where_df_is_clear() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    host.set_network(|network| network.df = false);
-    host.wire.mtu = 1400;
-    let spec = Spec::new(1, 17, false, true, 20_000);
-    let (header, frame) = spec.partial((MAX_FRAME - spec.header_len()) as u16);
-    host.send(&header, &frame);
-    assert!(host.wire.sent.iter().all(|sent| sent.segment == 0));
-    lab.carry(0, &mut Weather::fair(false));
-    assert_eq!(received(&lab.hosts[1]), cut(&header, &frame));
-    nothing_dropped(&lab);
-}
-
-#[test]
-fn a_forged_path_mtu_has_a_floor() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    host.send_whole(&Spec::new(1, 17, false, true, 10).whole());
-    host.outbound.paths.learn_mtu(lab::vtep_address(1), 60, 0);
-    host.wire.sent.clear();
-    let (header, frame) = Spec::new(1, 17, false, true, 20_000).partial(1398);
-    host.send(&header, &frame);
-    let longest = host.wire.datagrams().iter().map(|(_, d)| d.len()).max();
-    assert_eq!(longest, Some(552 - 28));
-}
-
-#[test]
-fn a_pending_error_does_not_cost_the_next_datagram() {
-    for errno in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::EMSGSIZE] {
-        let mut lab = Lab::new(3, Options::default());
-        let host = &mut lab.hosts[0];
-        // Told by ICMP about an earlier datagram to another VTEP.
-        host.wire.faults.push_back(errno);
-        host.wire.errors.push((lab::vtep_address(2), 1400));
-        host.send_whole(&Spec::new(1, 17, false, true, 10).whole());
-        assert_eq!(host.wire.sent.len(), 1, "errno {errno}");
-        assert_eq!(host.counters.underlay_errors.get(), 1);
-        assert_eq!(host.dropped(), []);
-    }
-}
-
-#[test]
-fn a_full_socket_is_waited_for_once() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    // Full, then room again: nothing is lost.
-    host.wire.faults.push_back(libc::EAGAIN);
-    host.send_whole(&Spec::new(1, 17, false, true, 10).whole());
-    assert_eq!((host.wire.sent.len(), host.wire.waits), (1, 1));
-    assert_eq!(host.dropped(), []);
-    // Says that there is room but has none: one retry.
-    host.wire.faults.extend([libc::ENOBUFS, libc::ENOBUFS]);
-    host.send_whole(&Spec::new(1, 17, false, true, 10).whole());
-    assert_eq!(host.dropped(), [(DropReason::OutUnderlayBusy, At::Worker, 1)]);
-    // Stays full: one wait for the whole flush, and every datagram counted.
-    host.wire.faults.extend([libc::EAGAIN; 400]);
-    host.wire.wakes = false;
-    host.wire.waits = 0;
-    for i in 0..200 {
-        let mut spec = Spec::new(1, 17, false, false, 10 + i);
-        spec.port += i as u16;
-        host.offer(&PLAIN, &spec.whole());
-    }
-    host.flush();
-    assert_eq!(host.wire.waits, 1);
-    assert_eq!(host.dropped(), [(DropReason::OutUnderlayBusy, At::Worker, 201)]);
-    // The next flush waits anew.
-    host.wire.faults.clear();
-    host.wire.faults.push_back(libc::EAGAIN);
-    host.wire.wakes = true;
-    host.send_whole(&Spec::new(1, 17, false, true, 10).whole());
-    assert_eq!((host.wire.sent.len(), host.wire.waits), (2, 2));
-}
-
-#[test]
-fn interrupted_and_partly_taken_calls_go_on() {
-    let mut lab = Lab::new(2, Options { segments: 1, ..Options::default() });
-    let host = &mut lab.hosts[0];
-    host.wire.faults.extend([libc::EINTR, 0, libc::EINTR, libc::EINTR]);
-    host.wire.per_call = 3;
-    for i in 0..200 {
-        host.offer(&PLAIN, &Spec::new(1, 17, false, false, i).whole());
-    }
-    host.flush();
-    let lens: Vec<usize> = host.wire.sent.iter().map(|sent| sent.bytes.len()).collect();
-    assert_eq!(lens, (0..200).map(|i| 50 + i).collect::<Vec<_>>());
-    assert_eq!(host.counters.datagrams_out.get(), 200);
-    assert_eq!(host.counters.messages_out.get(), 200);
-    assert_eq!(host.dropped(), []);
-}
-
-#[test]
-fn one_refused_message_does_not_take_the_others_with_it() {
-    let mut lab = Lab::new(3, Options { fan: 1, ..Options::default() });
-    let host = &mut lab.hosts[0];
-    host.wire.faults.extend([0, libc::EPERM]);
-    host.wire.per_call = 1;
-    for to in [17, 33, 17] {
-        host.offer(&PLAIN, &Spec::new(1, to, false, false, usize::from(to)).whole());
-    }
-    host.offer(&PLAIN, &Spec::new(1, 33, false, false, 900).whole());
-    host.flush();
-    // Four lengths to two VTEPs: of the three messages the second, one datagram, is refused.
-    let dropped: u64 = host.dropped().iter().map(|(.., count)| count).sum();
-    assert_eq!(host.dropped()[0].0, DropReason::OutUnderlayError);
-    assert_eq!(dropped + host.wire.datagrams().len() as u64, 4);
-    assert_eq!(host.counters.datagrams_out.get(), host.wire.datagrams().len() as u64);
-}
-
-#[test]
-fn a_vtep_that_leaves_takes_what_was_known_of_its_path() {
-    let mut lab = Lab::new(2, Options::default());
-    let host = &mut lab.hosts[0];
-    let spec = Spec::new(1, 17, false, true, 20_000);
-    let (header, frame) = spec.partial((MAX_FRAME - spec.header_len()) as u16);
-    host.send(&header, &frame);
-    host.outbound.paths.learn_mtu(lab::vtep_address(1), 1300, 0);
-    host.apply([Delta::RemoveVtep { key: VtepKey(1) }]);
-    host.send(&header, &frame);
-    assert_eq!(host.dropped(), [(DropReason::OutVtepUnknown, At::Port, 1)]);
-    // The slot comes back with another host behind it, over IPv6.
-    host.set_vtep(1, |vtep| vtep.address = vtep_address_v6(5));
-    host.wire.sent.clear();
-    host.send(&header, &frame);
-    assert!(host.wire.sent.iter().all(|sent| sent.flavor & 1 == 1));
-    let longest = host.wire.datagrams().iter().map(|(_, d)| d.len()).max();
-    assert_eq!(longest, Some(1500 - 48));
-    // And again the first one, without passing through a removal.
-    host.set_vtep(1, |vtep| vtep.checksum = false);
-    host.wire.sent.clear();
-    host.send(&header, &frame);
-    assert!(host.wire.sent.iter().all(|sent| sent.flavor & 5 == 0 && sent.segment == 0));
-    let longest = host.wire.datagrams().iter().map(|(_, d)| d.len()).max();
-    assert_eq!(longest, Some(1500 - 28), "nothing of the old path is left");
 }
 
 #[test]

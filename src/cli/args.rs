@@ -225,8 +225,10 @@ pub struct CreateArgs {
 
 /// `skybridge network update`.
 #[derive(Args, Clone, Debug)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["mtu", "options", "labels"]))]
+#[command(
+    override_usage = "skybridge network update [OPTIONS] <NAME>",
+    group = ArgGroup::new("change").required(true).multiple(true).args(["mtu", "options", "labels"])
+)]
 pub struct UpdateArgs {
     /// Name or id of the network
     #[arg(value_name = "NAME", value_parser = check::reference)]

@@ -116,12 +116,13 @@ Options (--option KEY=VALUE), each with its default:
   flood_unknown=false  send frames for unknown MACs to every VTEP; true where the network learns
   source_check=mac     what a received source is checked for: mac, mac+ip, or strict (known MACs only)
 
-This version routes nothing itself: a gateway is an endpoint of yours that routes.";
+This version routes nothing itself: a gateway is the address of a router of yours behind a static
+VTEP, and no endpoint gets it.";
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
       skybridge network create blue --subnet 198.51.100.0/24
-  Both families, a VNI of your own, a router inside at the first address:
+  Both families, a VNI of your own, a router of yours behind a static VTEP:
       skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
           --gateway 203.0.113.1 --gateway 2001:db8:53::1
   Only known MACs may send:

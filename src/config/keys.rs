@@ -105,7 +105,8 @@ pub const KEYS: &[Key] = &[
         "tls.server_name",
         "the endpoint's host",
         r#""store.example""#,
-        "Name that the store's certificate must have.",
+        "Name that the store's certificate must have. This version takes the endpoint's host, \
+         whatever is set.",
     ),
     key("user.name", "not set", r#""h1""#, "User name for the store."),
     key(
@@ -131,13 +132,15 @@ pub const KEYS: &[Key] = &[
         "session.garbage_after",
         r#""24h""#,
         r#""24h""#,
-        "How long the records of a suspect host are kept, 1m to 90d.",
+        "How long the records of a suspect host are kept, 1m to 90d. This version keeps them for \
+         ever, whatever is set.",
     ),
     key(
         "session.reserved_addresses",
         "8",
         "8",
-        "Addresses per network that this host reserves for attaching without the store, 0 to 256.",
+        "Addresses per network that this host reserves for attaching without the store, 0 to 256. \
+         This version reserves none, whatever is set.",
     ),
     key(
         "datapath.source_ports",

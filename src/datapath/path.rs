@@ -133,7 +133,7 @@ impl Paths {
         {
             // What was learned belongs to the address, not to the slot.
             let kept = slot.filter(|path| path.address == address);
-            let mut path = kept.unwrap_or(Path {
+            let mut path = kept.unwrap_or_else(|| Path {
                 address,
                 checksum: true,
                 advertised_mtu: 0,

@@ -369,7 +369,7 @@ impl Demo {
                 inside.extend(std::iter::repeat_n(fill, missing));
                 text.push_str(&format!("{:GAP$}{left}{inside}{right}", ""));
             }
-            say(&text);
+            say(text.trim_end());
         };
         let row = |cell: &dyn Fn(usize) -> String| line('│', '│', cell, ' ');
         line('┌', '┐', &|n| format!("─ host h{n} "), '─');

@@ -141,6 +141,9 @@ impl SendBatch {
                 });
             }
         }
+        // Complete from here on, so its place is final; taken once, as a later borrow of the vector
+        // would end what the earlier pointers may be used for.
+        let iovecs = self.iovecs.as_mut_ptr();
         let mut first_iovec = 0;
         for (message, control) in messages.iter().zip(&mut self.controls) {
             let address = addresses.get(message.destination as usize).ok_or_else(invalid)?;
@@ -167,7 +170,7 @@ impl SendBatch {
             let inner = &mut header.msg_hdr;
             inner.msg_name = (&raw const address.storage).cast_mut().cast();
             inner.msg_namelen = address.len;
-            inner.msg_iov = self.iovecs[first_iovec..].as_mut_ptr();
+            inner.msg_iov = iovecs.wrapping_add(first_iovec);
             inner.msg_iovlen = message.pieces as _;
             if used != 0 {
                 inner.msg_control = control.0.as_mut_ptr().cast();
@@ -302,7 +305,7 @@ impl RecvBatch {
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             source: address_of(self.names.get(index)?),
         };
-        let used = (header.msg_hdr.msg_controllen as usize).min(RECV_CONTROL);
+        let used = header.msg_hdr.msg_controllen.min(RECV_CONTROL);
         for message in control_messages(&control.0[..used]) {
             match (message.level, message.kind) {
                 (libc::SOL_UDP, UDP_GRO) => {

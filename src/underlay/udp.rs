@@ -23,7 +23,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::{Error, holder, probe::UdpOffload};
 use crate::sys::mmsg;
@@ -43,6 +43,10 @@ const UDP_NO_CHECK6_TX: i32 = 101;
 const UDP_NO_CHECK6_RX: i32 = 102;
 /// TTL and hop limit of what we send, as the kernel's vxlan device with default settings.
 const TTL: u32 = 64;
+
+/// `BPF_RET | BPF_K` with zero: accepts no byte of any datagram. Nobody reads from a send socket, and
+/// what is sent to its port would fill the memory that its error queue needs too.
+const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 /// What the send sockets of one fan have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +221,14 @@ fn sender(
     let mut last = None;
     for _ in 0..SOURCE_PORT_TRIES {
         let socket = new_socket(any)?;
-        socket.set_reuse_port(true).map_err(|e| step("share the port between workers", e))?;
+        let share =
+            || socket.set_reuse_port(true).map_err(|e| step("share the port between workers", e));
+        if port.is_some() {
+            share()?;
+        }
+        socket
+            .attach_filter(&[DROP_ALL])
+            .map_err(|e| step("keep datagrams off the send socket", e))?;
         raise_buffer(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
         let fd = socket.as_fd();
         let discover = if flavor.df { IP_PMTUDISC_DO } else { IP_PMTUDISC_DONT };
@@ -243,8 +254,13 @@ fn sender(
             sockopt::set_int(fd, level, name, 1).map_err(|e| step("send no checksum", e))?;
         }
         bind(&socket, any)?;
-        let port = port_of(&socket);
-        if port != RESERVED_SOURCE_PORT && !avoid.contains(&port) {
+        if port.is_none() {
+            // Not before: a socket that shares may be given any port that others share already,
+            // one of the same fan, or of another program, whose traffic it would then take.
+            share()?;
+        }
+        let chosen = port_of(&socket);
+        if chosen != RESERVED_SOURCE_PORT && !avoid.contains(&chosen) {
             return Ok(socket);
         }
         // Kept open until the next try, so that the kernel does not choose the same port again.
@@ -281,5 +297,57 @@ fn raise_buffer(fd: BorrowedFd<'_>, forced: i32, plain: i32) {
     let bytes = i32::try_from(BUFFER_BYTES).unwrap_or(i32::MAX);
     if sockopt::set_int(fd, libc::SOL_SOCKET, forced, bytes).is_err() {
         let _ = sockopt::set_int(fd, libc::SOL_SOCKET, plain, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::time::{Duration, Instant};
+
+    fn plan() -> Plan {
+        Plan {
+            addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            ports: Vec::new(),
+            fan: 16,
+            offload: UdpOffload::NONE,
+        }
+    }
+
+    #[test]
+    fn source_ports_differ_within_a_worker_and_agree_between_workers() {
+        let first = Sockets::open(&plan(), None).unwrap();
+        let ports = first.source_ports();
+        let all: Vec<u16> = ports.iter().flatten().copied().collect();
+        assert_eq!(all.len(), 4 * 16);
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+        let second = Sockets::open(&plan(), Some(&ports)).unwrap();
+        assert_eq!(second.source_ports(), ports);
+    }
+
+    #[test]
+    fn what_strangers_send_to_a_source_port_hides_no_path_error() {
+        let sockets = Sockets::open(&plan(), None).unwrap();
+        let sender = sockets.senders().next().unwrap();
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = (Ipv4Addr::LOCALHOST, port_of(sender));
+        for len in [1000, 0] {
+            for _ in 0..3000 {
+                stranger.send_to(&vec![0; len], to).unwrap();
+            }
+        }
+        // A port that nobody has: the answer is an ICMP error.
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        sender.send_to(&[0; 10], &closed.into()).unwrap();
+        let begun = Instant::now();
+        let found = std::iter::from_fn(|| {
+            std::thread::sleep(Duration::from_millis(1));
+            (begun.elapsed() < Duration::from_secs(5)).then(|| take_errors(sender.as_fd()).next())
+        })
+        .flatten()
+        .next();
+        assert_eq!(found.map(|error| error.errno), Some(libc::ECONNREFUSED));
     }
 }

@@ -388,7 +388,7 @@ pub(crate) fn create_network() -> CreateNetwork {
         vni: Some(4097),
         mtu: Some(1400),
         gateway: Gateway::Addresses(vec![ip("198.51.100.1"), ip("2001:db8:51::1")]),
-        nat_outgoing: true,
+        nat_outgoing: false,
         options: [("source_check".to_owned(), "mac".to_owned())].into(),
         labels: [("team".to_owned(), "web".to_owned())].into(),
     }
@@ -397,7 +397,7 @@ pub(crate) fn create_network() -> CreateNetwork {
 pub(crate) fn update_network() -> UpdateNetwork {
     UpdateNetwork {
         mtu: Some(1400),
-        nat_outgoing: Some(false),
+        nat_outgoing: None,
         options: [("source_check".to_owned(), Some("strict".to_owned()))].into(),
         labels: [("team".to_owned(), None)].into(),
     }

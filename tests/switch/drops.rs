@@ -30,6 +30,10 @@ fn send(host: &mut Host, frame: &[u8]) {
     host.send_whole(frame);
 }
 
+fn read(host: &mut Host, bytes: &[u8]) {
+    host.offer_read(bytes);
+}
+
 fn arrives(host: &mut Host, frame: &[u8]) {
     host.receive(&[Arrived::frame(1, frame)]);
 }
@@ -63,9 +67,9 @@ fn fails(host: &mut Host, errno: i32) {
 }
 
 const CASES: &[Case] = &[
-    (OutMalformed, At::Port, |host| drop(host.offer_read(&[0; 7]))),
-    (OutMalformed, At::Port, |host| drop(host.offer_read(&[0; vnet::LEN + 13]))),
-    (OutMalformed, At::Port, |host| drop(host.offer_read(&[]))),
+    (OutMalformed, At::Port, |host| read(host, &[0; 7])),
+    (OutMalformed, At::Port, |host| read(host, &[0; vnet::LEN + 13])),
+    (OutMalformed, At::Port, |host| read(host, &[])),
     (OutMalformed, At::Port, |host| {
         // A checksum range outside of the frame.
         let header =

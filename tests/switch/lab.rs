@@ -131,7 +131,14 @@ pub struct Wire {
 }
 
 impl Wire {
-    fn one(&mut self, flavor: u8, bucket: u8, buffers: [&[u8]; 2], own: &[Piece], m: &Message) -> i32 {
+    fn one(
+        &mut self,
+        flavor: u8,
+        bucket: u8,
+        buffers: [&[u8]; 2],
+        own: &[Piece],
+        m: &Message,
+    ) -> i32 {
         let bytes: Vec<u8> = own
             .iter()
             .flat_map(|piece| {
@@ -543,8 +550,7 @@ impl Lab {
         let mut lab = Self { hosts: (0..hosts).map(|slot| Host::new(slot, options)).collect() };
         for (own, host) in lab.hosts.iter_mut().enumerate() {
             host.apply(
-                [NETWORK, ELSEWHERE]
-                    .map(|key| Delta::PutNetwork { key, network: network(key) }),
+                [NETWORK, ELSEWHERE].map(|key| Delta::PutNetwork { key, network: network(key) }),
             );
             for slot in 0..hosts {
                 host.set_vtep(slot, |_| {});

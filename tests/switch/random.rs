@@ -11,7 +11,7 @@ use skybridge::datapath::outbound::Outcome;
 use super::frames::{Spec, arp_request, other, solicitation};
 use super::lab::{Arrived, Host, Lab, Options, Weather};
 
-/// For both directions, each.
+/// For each direction.
 const TIME: Duration = Duration::from_millis(1500);
 
 /// A frame that is right, or nearly, or not at all; with a virtio header of the same kind.
@@ -98,7 +98,8 @@ fn every_frame_out_is_queued_or_answered_or_dropped() {
                 let ways = u64::from(queued) + u64::from(replied) + dropped + silent - told;
                 assert_eq!(ways, 1, "seed {seed} round {round}: {header:?} {frame:02x?}");
                 assert_eq!(replied, matches!(outcome, Outcome::Reply(_)));
-                for (count, way) in seen.iter_mut().zip([queued, replied, dropped != 0, silent != 0])
+                for (count, way) in
+                    seen.iter_mut().zip([queued, replied, dropped != 0, silent != 0])
                 {
                     *count += u64::from(way);
                 }
