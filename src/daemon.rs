@@ -51,6 +51,8 @@ use crate::underlay::probe::UdpOffload;
 
 /// How long the session may take to say goodbye to the store.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long one request to the store may take: somebody waits at a command for one or two of them.
+const STORE_REQUEST: Duration = Duration::from_secs(3);
 /// Control-plane threads: requests are few and short.
 const CONTROL_THREADS: usize = 2;
 
@@ -263,11 +265,24 @@ async fn serve(
             Some("detach and attach that sandbox again".to_owned()),
         );
     }
+    if link::pins_outlive_us() == Some(false) {
+        agent.warn(
+            "pins",
+            "this agent has a mount namespace of its own: when it ends, its networks end too, and \
+             containers lose their interfaces"
+                .to_owned(),
+            Some(
+                "start it in the host's mount namespace: no PrivateMounts or the like in its unit, \
+                 `nsenter --net=...` instead of `ip netns exec`"
+                    .to_owned(),
+            ),
+        );
+    }
     let mut socket = server::bind(&config.socket, config.socket_group.as_deref())
         .map_err(|err| Failure::new(err.to_string(), "").without_cause().next(err.next_step()))?;
     let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
 
-    if tasks::restore_attachments(&agent).await {
+    if tasks::restore_attachments(&agent, true).await {
         tracing::info!("some attachments wait for the store to tell of their networks");
     }
     let mut ended = tokio::task::JoinSet::new();
@@ -307,7 +322,10 @@ async fn serve(
     let _ = stop.send(true);
     let _ = tokio::time::timeout(GOODBYE, control).await;
     refused.abort();
-    let _ = refused.await;
+    // One that has ended may have been asked for its outcome above, and must not be asked twice.
+    if !refused.is_finished() {
+        let _ = refused.await;
+    }
     ended.shutdown().await;
     if let Ok(session) = Arc::try_unwrap(session) {
         let _ = tokio::time::timeout(GOODBYE, session.close()).await;
@@ -441,11 +459,12 @@ fn port_offload(config: &Config) -> PortOffload {
 fn store_config(config: &Config) -> Result<StoreConfig, Failure> {
     let mut wanted = StoreConfig::new(config.store.endpoints.iter().cloned());
     wanted.prefix = config.store.prefix.clone();
+    wanted.request_timeout = STORE_REQUEST;
     wanted.tls = config.store.tls.as_ref().map(|tls| TlsFiles {
         ca: tls.ca.clone(),
         cert: tls.identity.as_ref().map(|(cert, _)| cert.clone()),
         key: tls.identity.as_ref().map(|(_, key)| key.clone()),
-        ..TlsFiles::default()
+        server_name: tls.server_name.clone(),
     });
     if let Some(user) = &config.store.user {
         let text = std::fs::read_to_string(&user.password_file).map_err(|err| {

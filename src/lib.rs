@@ -1,4 +1,12 @@
-//! Skybridge: a userspace VXLAN / IP-in-IP overlay switch over TUN/TAP.
+//! Skybridge: a userspace VXLAN overlay switch over TAP.
+//!
+//! `docs/architecture.md` has the words and the pictures; here is where things are:
+//!
+//! - the way of a frame: [`port`], [`datapath`], [`underlay`], and [`sys`] below them
+//! - the way of a record: the crate `membership`, then [`agent`]
+//! - the host: [`link`], [`driver`]
+//! - people: [`cli`], [`control`], [`config`], [`telemetry`], [`demo`], [`traffic`]
+//! - the process: [`daemon`]
 
 #![deny(unsafe_code)]
 

@@ -45,8 +45,7 @@ pub enum Error {
     IdTaken(NetworkId),
     /// Endpoints are attached.
     #[error(
-        "network {name} has {count} endpoints ({some}): detach them first, or remove it with \
-         --force"
+        "network {name} has {count} endpoints ({some}): detach them first"
     )]
     InUse {
         /// The network's name.

@@ -319,8 +319,7 @@ fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
     spec.mtu = request.mtu;
     spec.gateways = match request.gateway {
         types::Gateway::Addresses(addresses) => addresses,
-        // A gateway is set up by what routes; a network that only switches has none.
-        types::Gateway::Auto | types::Gateway::None => Vec::new(),
+        types::Gateway::None => Vec::new(),
     };
     spec.labels = request.labels;
     if request.nat_outgoing {
@@ -350,7 +349,7 @@ fn set_option(
 
 fn unsupported_nat() -> Error {
     Error::unsupported("this version has no gateway and no NAT")
-        .next_step("leave --nat-outgoing out; give the sandbox a second interface for the world")
+        .next_step("leave `nat_outgoing` out; give the sandbox a second interface for the world")
 }
 
 fn change(record: &mut NetworkRecord, request: &types::UpdateNetwork) -> Answer<()> {

@@ -21,6 +21,7 @@
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
 pub mod api;
+pub mod attention;
 pub mod figures;
 pub mod networks;
 pub mod state;
@@ -49,6 +50,8 @@ use networks::{LocalNetwork, Networks};
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
 
+/// How long an operation that needs the store waits for one that is away.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a command waits for the watch to tell of what the store just did.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -182,6 +185,35 @@ impl Agent {
         Ok(Arc::new(found.record))
     }
 
+    /// Waits a moment for a store that is away.
+    ///
+    /// # Errors
+    /// When it does not come back in that time: before anything was begun.
+    pub async fn await_store(&self) -> Result<(), Error> {
+        let mut status = self.watch.clone();
+        let connected = status.wait_for(WatchStatus::is_connected);
+        if tokio::time::timeout(STORE_PATIENCE, connected).await.is_ok() {
+            return Ok(());
+        }
+        let error = Error::unavailable("the store is away, and an attach needs it");
+        let error = match self.watch_status() {
+            WatchStatus::Disconnected { cause, .. } => error.cause(cause),
+            WatchStatus::Connected { .. } => error,
+        };
+        Err(error.next_step("`skybridge status` shows the store connection; traffic goes on"))
+    }
+
+    /// Removes namespaces of networks that no attachment needs.
+    ///
+    /// # Errors
+    /// When one could not be removed.
+    pub async fn remove_unused_networks(&self) -> Result<(), Error> {
+        let notes = self.attachments();
+        let needed = notes.into_iter().filter(|note| note.stage != Stage::Detaching);
+        let needed = needed.map(|note| note.network).collect();
+        self.networks.remove_unused(&needed).await.map_err(|err| link_error(&err))
+    }
+
     /// How often this host's agent started, as the store knows it.
     #[must_use]
     pub fn incarnation(&self) -> u64 {
@@ -240,8 +272,10 @@ impl Agent {
         extra: Option<&Attachment>,
     ) -> Result<(), Error> {
         let id = local.id.as_str();
+        // Who comes second sees what the first has noted, so that neither takes a check back.
+        let _turn = local.guarding.lock().await;
         let noted = self.attachments();
-        let here = noted.iter().filter(|note| note.network == id && note.stage == Stage::Attached);
+        let here = noted.iter().filter(|note| note.network == id && note.stage != Stage::Detaching);
         let notes: BTreeMap<&str, &Attachment> =
             here.chain(extra).map(|note| (note.endpoint.as_str(), note)).collect();
         let found = crate::link::endpoint::find(&local.namespace, self.networks.owner())

@@ -2,7 +2,8 @@
 //!
 //! # Theory of operation
 //!
-//! A network is set up here while something holds it: an attachment, or an attach in progress.
+//! A network is set up here while an endpoint holds it: one that is attached, or being attached.
+//! Holders are named, so that whoever takes an endpoint down twice takes nothing from the others.
 //! Setting up is, in order: the private namespace with its bridge; the TAP with one queue per
 //! worker, opened in that namespace; the TAP as a port of the bridge; the tables; the port at the
 //! workers. Taking down is the reverse. Every step is level-triggered, so that setting up a network
@@ -12,7 +13,7 @@
 //! One lock covers the set of networks: setting up takes some milliseconds of netlink, once per
 //! network and host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -43,6 +44,8 @@ pub struct LocalNetwork {
     pub offload: PortOffload,
     /// Queues of its port.
     pub queues: usize,
+    /// Held while the source checks are rewritten: they are read, put together and replaced.
+    pub(super) guarding: tokio::sync::Mutex<()>,
     mtu: AtomicU16,
 }
 
@@ -61,7 +64,8 @@ impl LocalNetwork {
 
 struct Held {
     network: Arc<LocalNetwork>,
-    holders: usize,
+    /// Ids of endpoints.
+    holders: BTreeSet<String>,
 }
 
 /// All networks of this host.
@@ -91,41 +95,44 @@ impl Networks {
         self.owner.pin(network.as_str())
     }
 
-    /// Sets the network up if it is not, and holds it until [`Self::release`].
+    /// Sets the network up if it is not, and holds it for an endpoint until [`Self::release`].
     ///
     /// # Errors
     /// What could not be set up; nothing of it stays but what was there before.
     pub async fn hold(
         &self,
         record: &NetworkRecord,
+        endpoint: &str,
         tables: &Tables,
         datapath: &Datapath,
     ) -> Result<Arc<LocalNetwork>, Error> {
         let mut held = self.held.lock().await;
         if let Some(present) = held.get_mut(&record.id) {
-            present.holders += 1;
+            present.holders.insert(endpoint.to_owned());
             return Ok(Arc::clone(&present.network));
         }
         let network = Arc::new(self.set_up(record, tables, datapath).await?);
-        let entry = Held { network: Arc::clone(&network), holders: 1 };
+        let holders = BTreeSet::from([endpoint.to_owned()]);
+        let entry = Held { network: Arc::clone(&network), holders };
         held.insert(record.id.clone(), entry);
         Ok(network)
     }
 
-    /// Lets go of a network; the last one to do so takes it down.
+    /// Lets go of a network for an endpoint; the last one to do so takes it down. Nothing happens
+    /// when the endpoint does not hold it.
     ///
     /// # Errors
     /// When devices could not be removed; the network is not served any more all the same.
     pub async fn release(
         &self,
         id: &NetworkId,
+        endpoint: &str,
         tables: &Tables,
         datapath: &Datapath,
     ) -> Result<(), Error> {
         let mut held = self.held.lock().await;
         let Some(present) = held.get_mut(id) else { return Ok(()) };
-        present.holders = present.holders.saturating_sub(1);
-        if present.holders != 0 {
+        if !present.holders.remove(endpoint) || !present.holders.is_empty() {
             return Ok(());
         }
         let Some(last) = held.remove(id) else { return Ok(()) };
@@ -133,6 +140,32 @@ impl Networks {
         tables.deactivate(id);
         let removed = link::network::remove(&self.pin(id)).await;
         removed.map(drop).map_err(|err| super::link_error(&err))
+    }
+
+    /// Removes namespaces of networks that an earlier run left and that nothing here holds, but not
+    /// those that `needed` names by their ids.
+    ///
+    /// # Errors
+    /// The last failure; the others are removed.
+    pub async fn remove_unused(&self, needed: &BTreeSet<String>) -> Result<(), link::Error> {
+        let held = self.held.lock().await;
+        let used: BTreeSet<PathBuf> = held
+            .keys()
+            .map(NetworkId::as_str)
+            .chain(needed.iter().map(String::as_str))
+            .map(|network| self.owner.pin(network))
+            .collect();
+        let mut result = Ok(());
+        for pin in self.owner.pins()?.into_iter().filter(|pin| !used.contains(&pin.path)) {
+            match link::network::remove(&pin.path).await {
+                Ok(_) => {
+                    let pin = pin.path.display();
+                    tracing::info!(%pin, "removed the namespace of a network that nothing uses");
+                }
+                Err(err) => result = Err(err),
+            }
+        }
+        result
     }
 
     /// The network, if it is set up here.
@@ -186,6 +219,7 @@ impl Networks {
             namespace,
             offload,
             queues: count,
+            guarding: tokio::sync::Mutex::default(),
             mtu: AtomicU16::new(mtu),
         })
     }

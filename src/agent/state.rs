@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use encap::MacAddr;
 use ipnet::IpNet;
@@ -95,6 +96,9 @@ pub struct Attachment {
 /// The format that this program writes; it reads this and the next.
 pub const VERSION: u32 = 1;
 
+/// Extension of a file that is being written.
+const FRESH: &str = "new";
+
 /// The locked state directory.
 pub struct StateDir {
     path: PathBuf,
@@ -154,8 +158,13 @@ impl StateDir {
         };
         for entry in entries.flatten() {
             let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == FRESH) {
+                // A write that a crash cut short; what it would have replaced counts.
+                let _ = fs::remove_file(&path);
+                continue;
+            }
             if path.extension().is_some() {
-                // Set aside earlier, or a write that a crash cut short.
+                // Set aside earlier.
                 continue;
             }
             let parsed = fs::read(&path)
@@ -211,7 +220,10 @@ impl StateDir {
 /// The file operation that failed; the old content stays.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |what| move |source| Error::File { what, path: path.to_owned(), source };
-    let fresh = path.with_extension("new");
+    // Two writers of one file must not write into each other's.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let write = WRITES.fetch_add(1, Ordering::Relaxed);
+    let fresh = path.with_extension(format!("{write}.{FRESH}"));
     let mut file = File::create(&fresh).map_err(failed("write"))?;
     file.write_all(bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("write"))?;
@@ -249,9 +261,11 @@ mod tests {
         let state = StateDir::open(dir.path()).unwrap();
         state.put(&example("aa11")).unwrap();
         fs::write(dir.path().join("attachments/bb22"), b"{").unwrap();
+        fs::write(dir.path().join("attachments/cc33.new"), b"{").unwrap();
         let (found, bad) = state.attachments();
         assert_eq!(found, [example("aa11")]);
         assert_eq!(bad.len(), 1);
+        assert!(!dir.path().join("attachments/cc33.new").exists(), "cut short by a crash");
         assert_eq!(state.attachments().1.len(), 0);
         state.remove("aa11").unwrap();
         state.remove("aa11").unwrap();

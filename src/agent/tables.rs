@@ -172,13 +172,27 @@ impl Tables {
         announcements
     }
 
-    /// Applies what the workers learned and heard, and what time brings.
+    /// Applies what the workers learned.
     #[must_use]
-    pub fn tick(
-        &self,
-        learned: impl Iterator<Item = Learned>,
-        heard: impl Fn(VtepKey) -> bool,
-    ) -> Vec<Announcement> {
+    pub fn learn(&self, learned: impl Iterator<Item = Learned>) -> Vec<Announcement> {
+        let mut learned = learned.peekable();
+        if learned.peek().is_none() {
+            return Vec::new();
+        }
+        self.change(|_, now| {
+            let delta = |seen: Learned| Delta::Learn {
+                network: seen.network,
+                mac: seen.mac,
+                vtep: seen.vtep,
+                at: now,
+            };
+            learned.map(delta).collect()
+        })
+    }
+
+    /// Applies what the workers heard and what time brings.
+    #[must_use]
+    pub fn tick(&self, heard: impl Fn(VtepKey) -> bool) -> Vec<Announcement> {
         self.change(|inner, now| {
             let suspects: Vec<VtepKey> = inner
                 .reconciler
@@ -188,15 +202,7 @@ impl Tables {
             for vtep in suspects.into_iter().filter(|vtep| heard(*vtep)) {
                 inner.reconciler.heard(vtep, now);
             }
-            let mut deltas: Vec<Delta> = learned
-                .map(|seen| Delta::Learn {
-                    network: seen.network,
-                    mac: seen.mac,
-                    vtep: seen.vtep,
-                    at: now,
-                })
-                .collect();
-            deltas.push(Delta::Age { now, max_age: LEARNED_MAX_AGE });
+            let mut deltas = vec![Delta::Age { now, max_age: LEARNED_MAX_AGE }];
             deltas.extend(inner.reconciler.tick(&inner.view, now));
             deltas
         })

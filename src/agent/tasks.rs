@@ -11,13 +11,16 @@ use membership::watch::Watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
-use super::state::Stage;
+use super::attention::Attention;
+use super::state::{Attachment, Stage};
 use crate::control::types;
 use crate::driver::attach;
 use crate::link;
 
-/// How often learned addresses and timers are looked at.
-const TICK: Duration = Duration::from_millis(50);
+/// How often learned addresses are taken from the workers.
+const LEARN_TICK: Duration = Duration::from_millis(50);
+/// How often timers are looked at.
+const TICK: Duration = Duration::from_secs(1);
 /// How often attachments are looked after.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// The least time between two snapshots.
@@ -49,8 +52,11 @@ pub struct SessionView {
 
 /// Applies the watch to the tables, and time and learned addresses with it, for ever.
 pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
+    let mut soon = interval(LEARN_TICK);
+    soon.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut attention = Attention::default();
     let mut synced = false;
     loop {
         tokio::select! {
@@ -71,11 +77,14 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                     }
                 }
             }
-            _ = tick.tick() => {
-                let datapath = &agent.datapath;
-                let announcements =
-                    agent.tables.tick(datapath.learned().drain(), |vtep| datapath.heard(vtep));
+            _ = soon.tick() => {
+                let announcements = agent.tables.learn(agent.datapath.learned().drain());
                 agent.tables.announce(announcements, &agent.datapath);
+            }
+            _ = tick.tick() => {
+                let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
+                agent.tables.announce(announcements, &agent.datapath);
+                attention.look(&agent);
             }
         }
     }
@@ -123,14 +132,33 @@ pub async fn look_after(agent: Arc<Agent>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if agent.watch_status().is_connected() {
-            for note in agent.attachments() {
-                if note.stage == Stage::Detaching && attach::forget(&agent, &note).await {
-                    tracing::info!(endpoint = %note.endpoint, "the store knows of a detach now");
-                }
-            }
-        }
+        finish_detaches(&agent).await;
         detach_gone(&agent).await;
+    }
+}
+
+/// Completes detaches that were cut off, or that the store could not be told of.
+async fn finish_detaches(agent: &Agent) {
+    let leaving = agent.attachments().into_iter().filter(|note| note.stage == Stage::Detaching);
+    let mut all_told = true;
+    for mut note in leaving {
+        if let Err(err) = attach::take_down(agent, &mut note).await {
+            let text = format!("endpoint {} cannot be removed: {err}", note.endpoint);
+            agent.warn("take-down", text, err.next_step);
+            return;
+        }
+        if !agent.watch_status().is_connected() {
+            all_told = false;
+        } else if attach::forget(agent, &note).await {
+            tracing::info!(endpoint = %note.endpoint, "the store knows of a detach now");
+        } else {
+            // The next one would wait as long in vain.
+            return;
+        }
+    }
+    agent.clear_warning("take-down");
+    if all_told {
+        agent.clear_warning(attach::DETACHES);
     }
 }
 
@@ -166,22 +194,18 @@ pub async fn save_snapshot(agent: &Arc<Agent>) {
     let _ = saved.await;
 }
 
-/// Restores the attachments of an earlier run whose networks are known, undoes those that were
-/// being made. True when some wait for the records of their networks.
-pub async fn restore_attachments(agent: &Arc<Agent>) -> bool {
+/// Restores the attachments of an earlier run whose networks are known. The `first` time, before
+/// anything can be asked of this agent, those that were being made are undone. True when some wait
+/// for the records of their networks.
+pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
     let mut waiting = false;
     for note in agent.attachments() {
         match note.stage {
+            // Of this run: it goes on.
+            Stage::Attaching if !first => {}
             Stage::Attaching => {
-                let namespace = link::NetworkNs::open(&agent.pin_of(&note.network)).await.ok();
-                let owner = agent.networks.owner();
-                if let Err(err) =
-                    link::endpoint::unplug(namespace.as_ref(), owner, &note.endpoint, None).await
-                {
-                    tracing::warn!(endpoint = %note.endpoint, %err, "half an attach is left");
-                }
                 tracing::info!(endpoint = %note.endpoint, "undoing an attach that was cut off");
-                attach::forget(agent, &note).await;
+                take_down(agent, note).await;
             }
             Stage::Attached => {
                 let id = NetworkId::new(&note.network).ok();
@@ -208,9 +232,7 @@ pub async fn restore_attachments(agent: &Arc<Agent>) -> bool {
                             endpoint = %note.endpoint, sandbox = %note.sandbox,
                             "the sandbox of an attachment is gone; detaching it"
                         );
-                        if let Err(err) = attach::detach_one(agent, note).await {
-                            tracing::warn!(%err, "cannot detach");
-                        }
+                        take_down(agent, note).await;
                     }
                     Err(err) => agent.warn(
                         &key,
@@ -219,21 +241,34 @@ pub async fn restore_attachments(agent: &Arc<Agent>) -> bool {
                     ),
                 }
             }
-            Stage::Detaching => {}
+            // Nothing is missing but the store's word, or it was cut off.
+            Stage::Detaching => take_down(agent, note).await,
         }
     }
     waiting
 }
 
+/// Takes an attachment down without the store, which may be away for long.
+async fn take_down(agent: &Agent, mut note: Attachment) {
+    if let Err(err) = attach::take_down(agent, &mut note).await {
+        // Tried again with the other detaches.
+        tracing::warn!(endpoint = %note.endpoint, %err, "an attachment is not wholly removed");
+    }
+}
+
 async fn after_first_listing(agent: Arc<Agent>) {
-    if restore_attachments(&agent).await {
+    if restore_attachments(&agent, false).await {
         agent.warn(
             "restore",
             "attachments belong to networks that the store does not have".to_owned(),
             Some("`skybridge detach` those sandboxes, or bring the networks back".to_owned()),
         );
     }
+    if let Err(err) = agent.remove_unused_networks().await {
+        tracing::warn!(%err, "namespaces of networks that nothing uses are left");
+    }
     remove_orphans(&agent).await;
+    finish_detaches(&agent).await;
 }
 
 /// Endpoints that the store says are here, of an earlier run, and that nothing here knows of.

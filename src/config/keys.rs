@@ -105,8 +105,7 @@ pub const KEYS: &[Key] = &[
         "tls.server_name",
         "the endpoint's host",
         r#""store.example""#,
-        "Name that the store's certificate must have. This version takes the endpoint's host, \
-         whatever is set.",
+        "Name that the store's certificate must have.",
     ),
     key("user.name", "not set", r#""h1""#, "User name for the store."),
     key(

@@ -432,8 +432,8 @@ impl Check for UpdateNetwork {
     fn check(&self) -> Result<(), Error> {
         if self.is_empty() {
             return Err(Error::bad_request("nothing to change").next_step(
-                "give --mtu, --nat-outgoing, --option or --label; subnets, mode and VNI stay for \
-                 the life of a network",
+                "give --mtu, --option or --label; subnets, mode and VNI stay for the life of a \
+                 network",
             ));
         }
         if let Some(mtu) = self.mtu.filter(|mtu| *mtu != 0) {

@@ -286,7 +286,12 @@ impl Outbound {
             bucket: (flow::hash(frame) % self.fan) as u8,
             tos: ecn::encapsulate(ecn::tos_of(frame).unwrap_or(0)),
         };
-        let plan = match segment::plan(&offer.header, frame, max_frame) {
+        let mut plan = segment::plan(&offer.header, frame, max_frame);
+        if !params.df && matches!(plan, Err(segment::Error::TooBig)) {
+            // Without don't-fragment the underlay cuts what is too long, as Swarm's overlay lets it.
+            plan = segment::plan(&offer.header, frame, usize::MAX);
+        }
+        let plan = match plan {
             Ok(plan) => plan,
             Err(segment::Error::TooBig) => {
                 port.stats.drops.add(DropReason::OutTooBig, 1);

@@ -25,18 +25,20 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use membership::endpoint::{self, EndpointSpec};
-use membership::key::EndpointId;
+use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
 
 use crate::agent::networks::LocalNetwork;
 use crate::agent::state::{self, Attachment, Stage};
 use crate::agent::{Agent, endpoint_error, link_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
-use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
-use crate::link::{NetNs, NetNsRef};
+use crate::link::endpoint::{Plug, adopt, plug, set_mtu, unplug, up};
+use crate::link::{NetNs, NetNsRef, NetworkNs};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The warning that detaches wait for the store.
+pub const DETACHES: &str = "detaches";
 /// How long a released address rests before it is given to another endpoint.
 pub const REST: Duration = Duration::from_secs(60);
 
@@ -46,6 +48,7 @@ pub const REST: Duration = Duration::from_secs(60);
 /// With cause and next step; nothing of the attachment is left then.
 pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment, Error> {
     let started = Instant::now();
+    agent.await_store().await?;
     let network = agent.network_record(&request.network).await?;
     let sandbox = open_sandbox(&request.netns)?;
     if request.default_route && network.gateways.is_empty() {
@@ -55,8 +58,9 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
         ))
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
-    let local = agent.networks.hold(&network, &agent.tables, &agent.datapath).await?;
-    match attach_held(agent, &request, &network, &local, sandbox).await {
+    let id = EndpointId::random();
+    let local = agent.networks.hold(&network, id.as_str(), &agent.tables, &agent.datapath).await?;
+    match attach_held(agent, &request, &network, &local, sandbox, id.clone()).await {
         Ok((record, ips)) => Ok(types::Attachment {
             endpoint: record.id.to_string(),
             name: record.name.clone(),
@@ -70,10 +74,14 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
             elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
         }),
         Err(error) => {
-            let _ = agent.networks.release(&network.id, &agent.tables, &agent.datapath).await;
+            let _ = release(agent, &network.id, id.as_str()).await;
             Err(error)
         }
     }
+}
+
+async fn release(agent: &Agent, network: &NetworkId, endpoint: &str) -> Result<(), Error> {
+    agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await
 }
 
 async fn attach_held(
@@ -82,8 +90,8 @@ async fn attach_held(
     network: &NetworkRecord,
     local: &LocalNetwork,
     sandbox: NetNs,
+    id: EndpointId,
 ) -> Result<(EndpointRecord, Vec<IpNet>), Error> {
-    let id = EndpointId::random();
     let mut note = Attachment {
         version: state::VERSION,
         stage: Stage::Attaching,
@@ -112,9 +120,16 @@ async fn attach_held(
     let record = match created {
         Ok(record) => record,
         Err(error) => {
-            // The answer may have been lost and the record be there all the same.
-            forget(agent, &note).await;
-            return Err(endpoint_error(&error));
+            let error = endpoint_error(&error);
+            if error.is(types::ErrorCode::Unavailable) {
+                // The answer may have been lost and the record be there all the same. A store that
+                // did not answer now is not asked again while the caller waits.
+                note.stage = Stage::Detaching;
+                agent.put_attachment(&note)?;
+            } else {
+                forget(agent, &note).await;
+            }
+            return Err(error);
         }
     };
     note.mac = record.mac;
@@ -130,7 +145,15 @@ async fn attach_held(
         up(&local.namespace, &plugged).await.map_err(|err| link_error(&err))?;
         note.stage = Stage::Attached;
         agent.mark_settled(&note.endpoint);
-        agent.put_attachment(&note)
+        agent.put_attachment(&note)?;
+        // From now on changes of the MTU reach the interface; one may have come before.
+        if u32::from(local.mtu()) != plug_in.mtu {
+            let mtu = u32::from(local.mtu());
+            set_mtu(&plug_in.sandbox, agent.networks.owner(), id.as_str(), mtu)
+                .await
+                .map_err(|err| link_error(&err))?;
+        }
+        Ok::<(), Error>(())
     }
     .await;
     match done {
@@ -142,8 +165,14 @@ async fn attach_held(
             Ok((record, note.ips))
         }
         Err(error) => {
-            let _ = unplug(Some(&local.namespace), agent.networks.owner(), id.as_str(), None).await;
-            forget(agent, &note).await;
+            // What cannot be removed now stays noted, and the agent tries again.
+            match take_down(agent, &mut note).await {
+                Ok(()) if !error.is(types::ErrorCode::Unavailable) => {
+                    forget(agent, &note).await;
+                }
+                Ok(()) => {}
+                Err(left) => tracing::warn!(endpoint = %id, err = %left, "half an attach is left"),
+            }
             Err(error)
         }
     }
@@ -157,39 +186,23 @@ pub async fn detach(agent: &Agent, request: Detach) -> Result<Vec<Detached>, Err
     let target = request.target()?;
     let notes = matching(agent, &target).await?;
     let mut detached = Vec::with_capacity(notes.len());
+    if let Some(note) = notes.iter().find(|note| note.stage == Stage::Attaching) {
+        return Err(Error::conflict(format!("{} is being attached", note.sandbox))
+            .next_step("detach it when that has ended, in a few seconds"));
+    }
     for note in notes {
         detached.push(detach_one(agent, note).await?);
     }
     Ok(detached)
 }
 
-/// Takes one attachment down.
+/// Takes one attachment down and tells the store.
 ///
 /// # Errors
-/// When a device could not be removed; what is left is tried again by the next detach or start.
+/// When a device could not be removed; what is left is tried again by the agent.
 pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached, Error> {
-    note.stage = Stage::Detaching;
-    agent.put_attachment(&note)?;
-    let id = membership::key::NetworkId::new(&note.network).ok();
-    let local = match &id {
-        Some(id) => agent.networks.get(id).await,
-        None => None,
-    };
-    let sandbox = open_sandbox(&note.sandbox).ok();
-    let namespace = local.as_ref().map(|local| &local.namespace);
-    unplug(namespace, agent.networks.owner(), &note.endpoint, sandbox.as_ref())
-        .await
-        .map_err(|err| link_error(&err))?;
-    if let Some(local) = &local {
-        agent.guard_ports(local, None).await?;
-    }
+    take_down(agent, &mut note).await?;
     let queued = !forget(agent, &note).await;
-    if let Some(id) = &id
-        && local.is_some()
-    {
-        drop(local);
-        agent.networks.release(id, &agent.tables, &agent.datapath).await?;
-    }
     tracing::info!(network = %note.network_name, endpoint = %note.endpoint, queued, "detached");
     Ok(Detached {
         endpoint: note.endpoint,
@@ -198,6 +211,45 @@ pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached,
         ips: note.ips.iter().map(IpNet::addr).collect(),
         queued,
     })
+}
+
+/// Removes what an attachment has on this host, whatever is there of it; its note says from the
+/// first moment that it goes. May be repeated.
+///
+/// # Errors
+/// When a device could not be removed.
+pub async fn take_down(agent: &Agent, note: &mut Attachment) -> Result<(), Error> {
+    if note.stage != Stage::Detaching {
+        note.stage = Stage::Detaching;
+        agent.put_attachment(note)?;
+    }
+    let id = NetworkId::new(&note.network).ok();
+    let local = match &id {
+        Some(id) => agent.networks.get(id).await,
+        None => None,
+    };
+    // A network that this run has not set up may still have the devices of an earlier one.
+    let earlier = match &local {
+        Some(_) => None,
+        None => NetworkNs::open(&agent.pin_of(&note.network)).await.ok(),
+    };
+    let sandbox = open_sandbox(&note.sandbox).ok();
+    let namespace = local.as_ref().map(|local| &local.namespace).or(earlier.as_ref());
+    unplug(namespace, agent.networks.owner(), &note.endpoint, sandbox.as_ref())
+        .await
+        .map_err(|err| link_error(&err))?;
+    if let (Some(local), Some(id)) = (local, id) {
+        if let Ok(endpoint) = EndpointId::new(&note.endpoint) {
+            agent.tables.forget_endpoint(&id, &endpoint);
+        }
+        agent.guard_ports(&local, None).await?;
+        drop(local);
+        release(agent, &id, &note.endpoint).await?;
+    } else {
+        drop(earlier);
+        agent.remove_unused_networks().await?;
+    }
+    Ok(())
 }
 
 /// Sets an attachment of an earlier run up again, or takes it over as it stands.
@@ -210,7 +262,8 @@ pub async fn restore(
     network: &NetworkRecord,
 ) -> Result<(), Error> {
     let sandbox = open_sandbox(&note.sandbox)?;
-    let local = agent.networks.hold(network, &agent.tables, &agent.datapath).await?;
+    let local =
+        agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
     let restored = async {
         let wanted = plug_of(agent, note, &local, sandbox);
         let owner = agent.networks.owner();
@@ -224,7 +277,7 @@ pub async fn restore(
     }
     .await;
     if restored.is_err() {
-        let _ = agent.networks.release(&network.id, &agent.tables, &agent.datapath).await;
+        let _ = release(agent, &network.id, &note.endpoint).await;
     }
     restored
 }
@@ -232,7 +285,7 @@ pub async fn restore(
 /// Removes the endpoint from the store and the note from the disk. False when the store could not
 /// be told: the note stays, as `Detaching`, and is told again later.
 pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
-    let ids = (membership::key::NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
+    let ids = (NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
     if let (Ok(network), Ok(endpoint)) = ids {
         agent.tables.forget_endpoint(&network, &endpoint);
         match endpoint::remove(&agent.store, &network, &endpoint, REST).await {
@@ -243,9 +296,10 @@ pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
                 if let Err(err) = agent.put_attachment(&waiting) {
                     tracing::error!(endpoint = %note.endpoint, %err, "cannot note a detach");
                 }
-                tracing::warn!(
-                    endpoint = %note.endpoint, err = %error,
-                    "the store cannot be told of a detach now; it will be"
+                agent.warn(
+                    DETACHES,
+                    format!("the store has not been told of all detaches yet: {error}"),
+                    Some("they are told when it answers; nothing needs to be done here".to_owned()),
                 );
                 return false;
             }

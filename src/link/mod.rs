@@ -49,5 +49,5 @@ pub mod view;
 pub use error::{Addresses, Error};
 pub use names::Owner;
 pub use netlink::Netlink;
-pub use netns::{NetNs, NetNsId, NetNsRef, Pinned, run_in};
+pub use netns::{NetNs, NetNsId, NetNsRef, Pinned, pins_outlive_us, run_in};
 pub use network::{NetworkLink, NetworkNs};

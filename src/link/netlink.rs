@@ -42,6 +42,8 @@ pub struct Netlink {
     handle: rtnetlink::Handle,
     task: JoinHandle<()>,
     namespace: NetNs,
+    /// The kernel refuses a second dump on a socket while one goes on (EBUSY).
+    dumping: tokio::sync::Mutex<()>,
 }
 
 impl Drop for Netlink {
@@ -68,7 +70,12 @@ impl Netlink {
             doing: format!("open a netlink socket in {}", namespace.label()),
             source,
         })?;
-        Ok(Self { handle, task: runtime.spawn(connection), namespace: namespace.clone() })
+        Ok(Self {
+            handle,
+            task: runtime.spawn(connection),
+            namespace: namespace.clone(),
+            dumping: tokio::sync::Mutex::default(),
+        })
     }
 
     /// The namespace it speaks for.
@@ -130,6 +137,7 @@ impl Netlink {
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
         let doing = || format!("list {what} of {}", self.namespace.label());
+        let _turn = self.dumping.lock().await;
         let mut last = Vec::new();
         for _ in 0..DUMP_TRIES {
             let (messages, interrupted) =

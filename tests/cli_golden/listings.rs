@@ -114,7 +114,7 @@ fn json_has_the_names_it_had() {
 fn requests_need_only_what_has_no_default() {
     let create: CreateNetwork =
         serde_json::from_str(r#"{"name":"blue","subnets":["198.51.100.0/24"]}"#).unwrap();
-    assert_eq!((create.gateway, create.mode), (Gateway::Auto, Mode::Vxlan));
+    assert_eq!((create.gateway, create.mode), (Gateway::None, Mode::Vxlan));
     for (text, gateway) in [
         (r#""none""#, Gateway::None),
         (r#""198.51.100.1""#, Gateway::Addresses(vec![[198, 51, 100, 1].into()])),

@@ -9,6 +9,7 @@
 
 mod attach;
 mod errors;
+mod faults;
 mod interop;
 mod lab;
 mod offload;
@@ -27,6 +28,7 @@ fn main() {
     attach::register(&mut suite);
     wire::register(&mut suite);
     recovery::register(&mut suite);
+    faults::register(&mut suite);
     errors::register(&mut suite);
     suite.run();
 }

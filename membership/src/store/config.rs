@@ -17,6 +17,8 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The key of our certificate.
     pub key: Option<PathBuf>,
+    /// The name that the store's certificate must have; `None` is that of the endpoint.
+    pub server_name: Option<String>,
 }
 
 /// A user of the store.
@@ -123,6 +125,9 @@ impl StoreConfig {
         if let Some(files) = &self.tls {
             let mut tls =
                 TlsOptions::new().ca_certificate(Certificate::from_pem(read(&files.ca).await?));
+            if let Some(name) = &files.server_name {
+                tls = tls.domain_name(name);
+            }
             if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
                 tls = tls.identity(Identity::from_pem(read(cert).await?, read(key).await?));
             }

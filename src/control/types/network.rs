@@ -27,15 +27,14 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A network's gateway. In JSON `"auto"`, `"none"`, or an array of addresses.
+/// A network's gateway: the address that a default route goes through, which something in the
+/// network must have. In JSON `"none"` or an array of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Gateway {
     /// These addresses, at most one per family.
     Addresses(Vec<IpAddr>),
-    /// The first address of each subnet.
-    #[default]
-    Auto,
     /// None: the network has no way out.
+    #[default]
     None,
 }
 
@@ -49,7 +48,6 @@ impl fmt::Display for Gateway {
                 }
                 Ok(())
             }
-            Self::Auto => f.write_str("auto"),
             Self::None => f.write_str("none"),
         }
     }
@@ -59,7 +57,7 @@ impl Serialize for Gateway {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Addresses(addresses) => addresses.serialize(serializer),
-            Self::Auto | Self::None => serializer.collect_str(self),
+            Self::None => serializer.collect_str(self),
         }
     }
 }
@@ -70,7 +68,7 @@ impl<'de> Deserialize<'de> for Gateway {
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Gateway;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"auto\", \"none\", an address, or an array of addresses")
+                f.write_str("\"none\", an address, or an array of addresses")
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Gateway, E> {
                 text.parse().map_err(E::custom)
@@ -90,9 +88,9 @@ impl<'de> Deserialize<'de> for Gateway {
     }
 }
 
-/// The text is neither `auto`, `none` nor an IP address.
+/// The text is neither `none` nor an IP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a gateway: write an IP address, `auto` or `none`")]
+#[error("not a gateway: write an IP address or `none`")]
 pub struct ParseGatewayError;
 
 impl FromStr for Gateway {
@@ -100,7 +98,6 @@ impl FromStr for Gateway {
 
     fn from_str(text: &str) -> Result<Self, ParseGatewayError> {
         match text {
-            "auto" => Ok(Self::Auto),
             "none" => Ok(Self::None),
             _ => text
                 .parse()

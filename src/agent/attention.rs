@@ -1,0 +1,156 @@
+//! What in the store needs somebody's attention, as warnings of `skybridge status`.
+//!
+//! # Theory of operation
+//!
+//! The tables go on with the best they can make of the records: a record that cannot be read is set
+//! aside, one of two claims wins, hosts that vanish together keep their entries. Each of these is a
+//! warning under a key of its own, which comes with its cause and goes with it; the log has one line
+//! for either. Of each kind at most [`LISTED`] are told, and how many more there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use membership::reconcile::{Claim, Conflict, Reconciler};
+use membership::view::View;
+
+use super::Agent;
+
+/// Warnings of one kind.
+const LISTED: usize = 16;
+
+/// The warnings that are up.
+#[derive(Default)]
+pub struct Attention {
+    up: BTreeSet<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Note {
+    text: String,
+    next_step: &'static str,
+}
+
+impl Attention {
+    /// Brings the agent's warnings to what its tables say now.
+    pub fn look(&mut self, agent: &Agent) {
+        let notes = agent.tables.reconciler(notes);
+        let now: BTreeSet<String> = notes.keys().cloned().collect();
+        for key in self.up.difference(&now) {
+            agent.clear_warning(key);
+        }
+        for (key, note) in notes {
+            agent.warn(&key, note.text, Some(note.next_step.to_owned()));
+        }
+        self.up = now;
+    }
+}
+
+fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
+    let mut notes = BTreeMap::new();
+    let bad = view.bad().map(|(key, bad)| {
+        // Anybody may have written it: nothing in it may act on a terminal.
+        let (key, error) = (key.escape_debug(), bad.error.escape_debug());
+        let text = format!("{key} in the store cannot be used and is set aside: {error}");
+        (format!("record {key}"), text)
+    });
+    list(
+        &mut notes,
+        "records",
+        bad.collect(),
+        "repair or delete that key; what it held before is still in use",
+    );
+    let conflicts = reconciler.conflicts();
+    let conflicts = conflicts.iter().map(|conflict| (conflict_key(conflict), told(conflict, view)));
+    list(&mut notes, "conflicts", conflicts.collect(), "detach all but one of them");
+    let frozen: Vec<String> = reconciler.frozen().into_iter().map(ToString::to_string).collect();
+    if !frozen.is_empty() {
+        let text = format!(
+            "the leases of {} hosts ended together ({}): nothing of them is removed",
+            frozen.len(),
+            some(&frozen)
+        );
+        let next_step =
+            "is the store or the underlay cut off from them? `skybridge hosts` has more";
+        notes.insert("expiry".to_owned(), Note { text, next_step });
+    }
+    notes
+}
+
+fn list(
+    notes: &mut BTreeMap<String, Note>,
+    kind: &str,
+    found: Vec<(String, String)>,
+    next_step: &'static str,
+) {
+    let more = found.len().saturating_sub(LISTED);
+    for (key, text) in found.into_iter().take(LISTED) {
+        notes.insert(key, Note { text, next_step });
+    }
+    if more > 0 {
+        let text = format!("{more} more {kind} like these");
+        notes.insert(format!("more {kind}"), Note { text, next_step });
+    }
+}
+
+fn claim(claim: Claim) -> String {
+    match claim {
+        Claim::Ip(ip) => ip.to_string(),
+        Claim::Mac(mac) => mac.to_string(),
+    }
+}
+
+fn conflict_key(conflict: &Conflict) -> String {
+    format!("conflict {} {}", conflict.network, claim(conflict.claim))
+}
+
+fn told(conflict: &Conflict, view: &View) -> String {
+    let network = view
+        .network(&conflict.network)
+        .map_or_else(|| conflict.network.to_string(), |item| item.record.name.to_string());
+    let losers: Vec<String> =
+        conflict.losers.iter().map(|(endpoint, host)| format!("{endpoint} on {host}")).collect();
+    format!(
+        "{} in network {network} is claimed by endpoint {} on {}, which has it, and by {}",
+        claim(conflict.claim),
+        conflict.winner,
+        conflict.winner_host,
+        some(&losers)
+    )
+}
+
+/// The first few, and how many more there are.
+fn some(items: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match items.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fdb::Revision;
+    use membership::reconcile::Defaults;
+    use membership::watch::Event;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_bounded() {
+        let reconciler = Reconciler::new("h1".parse().unwrap(), Defaults::default());
+        let mut view = View::new();
+        for number in 0..20_i64 {
+            view.apply(Event::Bad {
+                key: format!("/skybridge/v1/hosts/x{number:02}"),
+                error: "not JSON".to_owned(),
+                parsed: None,
+                revision: Revision(number),
+            });
+        }
+        let found = notes(&reconciler, &view);
+        assert_eq!(found.len(), LISTED + 1);
+        let first = &found["record /skybridge/v1/hosts/x00"];
+        assert!(first.text.contains("/skybridge/v1/hosts/x00") && first.text.contains("not JSON"));
+        assert_eq!(found["more records"].text, "4 more records like these");
+    }
+}
