@@ -44,9 +44,7 @@ pub enum Error {
     #[error("network id {0} is in use already")]
     IdTaken(NetworkId),
     /// Endpoints are attached.
-    #[error(
-        "network {name} has {count} endpoints ({some}): detach them first"
-    )]
+    #[error("network {name} has {count} endpoints ({some}): detach them first")]
     InUse {
         /// The network's name.
         name: NetworkName,

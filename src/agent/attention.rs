@@ -5,7 +5,7 @@
 //! The tables go on with the best they can make of the records: a record that cannot be read is set
 //! aside, one of two claims wins, hosts that vanish together keep their entries. Each of these is a
 //! warning under a key of its own, which comes with its cause and goes with it; the log has one line
-//! for either. Of each kind at most [`LISTED`] are told, and how many more there are.
+//! for either. Of each kind at most `LISTED` are told, and how many more there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -90,6 +90,8 @@ pub struct Agent {
     /// Endpoints whose devices this run has set up or taken over.
     settled: Mutex<BTreeSet<String>>,
     warnings: Mutex<BTreeMap<String, Warning>>,
+    /// Held while the snapshot is written: an aborted task goes on writing for a while.
+    saving: Mutex<()>,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
@@ -142,6 +144,7 @@ impl Agent {
             attachments: Mutex::new(parts.attachments),
             settled: Mutex::default(),
             warnings: Mutex::default(),
+            saving: Mutex::default(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
             embedded: parts.embedded,

@@ -84,6 +84,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
             _ = tick.tick() => {
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
+                // A host that left for good no longer holds the MTU down, and no record says so.
+                settle_mtus(&agent).await;
                 attention.look(&agent);
             }
         }
@@ -130,8 +132,13 @@ pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -
 pub async fn look_after(agent: Arc<Agent>) {
     let mut tick = interval(LOOK_AFTER);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut status = agent.watch.clone();
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            // A store that is back is told at once.
+            Ok(()) = status.changed() => {}
+        }
         finish_detaches(&agent).await;
         detach_gone(&agent).await;
     }
@@ -178,6 +185,7 @@ pub async fn keep_snapshot(agent: Arc<Agent>) {
 pub async fn save_snapshot(agent: &Arc<Agent>) {
     let agent = Arc::clone(agent);
     let saved = tokio::task::spawn_blocking(move || {
+        let _turn = agent.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let view = agent.tables.view(Clone::clone);
         if view.revision().0 == 0 {
             return;

@@ -15,7 +15,7 @@
 //!
 //! Other hosts hear of the endpoint at step 3, before it can send its first frame. The note of step
 //! 2 names the endpoint before anything of it exists, so a crash at any point leaves nothing that
-//! the next start does not find ([`super::super::agent::takeover`]).
+//! the next start does not find ([`crate::agent::tasks::restore_attachments`]).
 //!
 //! Detach is the reverse and never needs the store: what the store cannot be told now is noted and
 //! told when it is back.
@@ -27,12 +27,13 @@ use ipnet::IpNet;
 use membership::endpoint::{self, EndpointSpec};
 use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
+use membership::watch::WatchStatus;
 
 use crate::agent::networks::LocalNetwork;
 use crate::agent::state::{self, Attachment, Stage};
 use crate::agent::{Agent, endpoint_error, link_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
-use crate::link::endpoint::{Plug, adopt, plug, set_mtu, unplug, up};
+use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
 use crate::link::{NetNs, NetNsRef, NetworkNs};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
@@ -147,9 +148,10 @@ async fn attach_held(
         agent.mark_settled(&note.endpoint);
         agent.put_attachment(&note)?;
         // From now on changes of the MTU reach the interface; one may have come before.
-        if u32::from(local.mtu()) != plug_in.mtu {
-            let mtu = u32::from(local.mtu());
-            set_mtu(&plug_in.sandbox, agent.networks.owner(), id.as_str(), mtu)
+        let mtu = u32::from(local.mtu());
+        if mtu != plug_in.mtu {
+            let settled = Plug { mtu, ..plug_in };
+            adopt(&local.namespace, agent.networks.owner(), &settled)
                 .await
                 .map_err(|err| link_error(&err))?;
         }
@@ -288,27 +290,39 @@ pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
     let ids = (NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
     if let (Ok(network), Ok(endpoint)) = ids {
         agent.tables.forget_endpoint(&network, &endpoint);
-        match endpoint::remove(&agent.store, &network, &endpoint, REST).await {
-            Ok(_) | Err(endpoint::Error::NotFound { .. }) => {}
-            Err(error) => {
-                let mut waiting = note.clone();
-                waiting.stage = Stage::Detaching;
-                if let Err(err) = agent.put_attachment(&waiting) {
-                    tracing::error!(endpoint = %note.endpoint, %err, "cannot note a detach");
-                }
-                agent.warn(
-                    DETACHES,
-                    format!("the store has not been told of all detaches yet: {error}"),
-                    Some("they are told when it answers; nothing needs to be done here".to_owned()),
-                );
-                return false;
+        if let Err(cause) = remove_record(agent, &network, &endpoint).await {
+            let mut waiting = note.clone();
+            waiting.stage = Stage::Detaching;
+            if let Err(err) = agent.put_attachment(&waiting) {
+                tracing::error!(endpoint = %note.endpoint, %err, "cannot note a detach");
             }
+            agent.warn(
+                DETACHES,
+                format!("the store has not been told of all detaches yet: {cause}"),
+                Some("they are told when it answers; nothing needs to be done here".to_owned()),
+            );
+            return false;
         }
     }
     if let Err(err) = agent.remove_attachment(&note.endpoint) {
         tracing::error!(endpoint = %note.endpoint, %err, "cannot forget an attachment");
     }
     true
+}
+
+async fn remove_record(
+    agent: &Agent,
+    network: &NetworkId,
+    endpoint: &EndpointId,
+) -> Result<(), String> {
+    // One that is known to be away is not waited for again with every detach.
+    if let WatchStatus::Disconnected { cause, .. } = agent.watch_status() {
+        return Err(cause);
+    }
+    match endpoint::remove(&agent.store, network, endpoint, REST).await {
+        Ok(_) | Err(endpoint::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attachment>, Error> {

@@ -22,11 +22,15 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.timed("faults::a_store_that_is_silent", WITH_ETCD, a_store_that_is_silent);
     suite.test("faults::records_by_hand", WITH_ETCD, records_by_hand);
     suite.test("faults::a_lower_underlay_joins", AGENTS, a_lower_underlay_joins);
+    suite.test("faults::hosts_expire_together", AGENTS, hosts_expire_together);
     suite.test("faults::agents_before_their_store", AGENTS, agents_before_their_store);
     suite.test("faults::an_underlay_address_comes_back", AGENTS, an_underlay_address_comes_back);
     suite.test("faults::a_name_is_taken", AGENTS, a_name_is_taken);
     suite.test("faults::cleanup_is_told_to_the_store", AGENTS, cleanup_is_told_to_the_store);
 }
+
+/// Times that a test can wait for.
+const SHORT: &str = "[session]\nlease = \"2s\"\nhold_down = \"2s\"";
 
 /// The names of attachments in an agent's state directory, unfinished files included.
 fn notes(agent: &Agent) -> BTreeSet<String> {
@@ -197,7 +201,7 @@ fn kill_during_attach_and_detach() {
     let (mut whole, mut undone) = (0, 0);
     for round in 0..12_u64 {
         // Spread over what the operation takes, without repeating.
-        let pause = Duration::from_millis(round * 17 % 61);
+        let pause = Duration::from_millis(round * 23 % 97);
         let mut attach = begin(&agent, &["attach", NETWORK, "--netns", sandbox.name()]);
         std::thread::sleep(pause);
         agent.kill9();
@@ -402,11 +406,12 @@ fn records_by_hand() {
 fn a_lower_underlay_joins() {
     let lab = Lab::with_hosts(3).build();
     lab.host(3).netns().ip("link set eth0 mtu 1400");
-    let agents = lab.start_agents(&[1, 2], Store::Embedded, Family::V4);
+    let spec = |host| lab.spec(host, Store::Embedded, Family::V4).config(SHORT);
+    let agents = [1, 2].map(|host| lab.start_agent(host, spec(host)));
     agents[0].create_network(NETWORK, DUAL);
     let containers = crate::support::containers(&lab, &agents);
     let before = containers[0].mtu();
-    let third = lab.start_agent(3, lab.spec(3, Store::Embedded, Family::V4));
+    let third = lab.start_agent(3, spec(3));
     let low = third.container(&lab, NETWORK, "low", &[]);
     assert!(low.mtu() < before, "{} is not less than {before}", low.mtu());
     let all_have = |mtu: u16| {
@@ -441,6 +446,33 @@ fn a_lower_underlay_joins() {
     let fits = traffic::largest_ping(low.mtu(), Family::V4);
     traffic::ping(containers[0].netns(), low.address(Family::V4), fits);
     traffic::ping(low.netns(), containers[1].address(Family::V4), fits);
+    third.detach(NETWORK, &low);
+    third.stop();
+    let ((), took) =
+        wait_until("all are raised", Duration::from_secs(15), || all_have(before).then_some(()));
+    measured("and raised after it left, hold-down included", format_args!("{took:?}"));
+}
+
+/// Hosts that end together are not taken for dead, and this is reported.
+fn hosts_expire_together() {
+    let lab = Lab::with_hosts(3).build();
+    let spec = |host| lab.spec(host, Store::Embedded, Family::V4).config(SHORT);
+    let agents = [1, 2, 3].map(|host| lab.start_agent(host, spec(host)));
+    agents[0].allow_log("needs attention");
+    agents[0].create_network(NETWORK, DUAL);
+    let _containers = crate::support::containers(&lab, &agents);
+    agents[1].kill9();
+    agents[2].kill9();
+    wait_until("it is reported", Duration::from_secs(15), || {
+        let text = warnings(&agents[0]);
+        (text.contains("ended together") && text.contains("h2, h3")).then_some(())
+    });
+    assert_eq!(agents[0].json(&["endpoints"]).as_array().unwrap().len(), 3);
+    agents[1].start();
+    agents[2].start();
+    wait_until("it is over", Duration::from_secs(15), || {
+        (warnings(&agents[0]) == "[]").then_some(())
+    });
 }
 
 /// Agents that are there before the store converge soon after it is.
