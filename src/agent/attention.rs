@@ -9,10 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use membership::key::NetworkId;
 use membership::reconcile::{Claim, Conflict, Reconciler};
 use membership::view::View;
 
 use super::Agent;
+use super::state::Stage;
 
 /// Warnings of one kind.
 const LISTED: usize = 16;
@@ -32,7 +34,17 @@ struct Note {
 impl Attention {
     /// Brings the agent's warnings to what its tables say now.
     pub fn look(&mut self, agent: &Agent) {
-        let notes = agent.tables.reconciler(notes);
+        let mut notes = agent.tables.reconciler(notes);
+        let lost = lost_networks(agent);
+        if !lost.is_empty() {
+            let text = format!(
+                "the store does not have networks that sandboxes here are attached to ({}): they \
+                 carry no traffic",
+                some(&lost)
+            );
+            let next_step = "`skybridge detach` those sandboxes, or bring the records back";
+            notes.insert("lost networks".to_owned(), Note { text, next_step });
+        }
         let now: BTreeSet<String> = notes.keys().cloned().collect();
         for key in self.up.difference(&now) {
             agent.clear_warning(key);
@@ -42,6 +54,22 @@ impl Attention {
         }
         self.up = now;
     }
+}
+
+/// Networks of attachments that a complete listing did not have.
+fn lost_networks(agent: &Agent) -> Vec<String> {
+    if !agent.tables.is_complete() {
+        return Vec::new();
+    }
+    let attached = agent.attachments().into_iter().filter(|note| note.stage == Stage::Attached);
+    let lost: BTreeSet<String> = attached
+        .filter(|note| {
+            let id = NetworkId::new(&note.network).ok();
+            id.is_none_or(|id| agent.known_network(&id).is_none())
+        })
+        .map(|note| note.network_name)
+        .collect();
+    lost.into_iter().collect()
 }
 
 fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {

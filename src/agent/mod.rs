@@ -92,6 +92,8 @@ pub struct Agent {
     warnings: Mutex<BTreeMap<String, Warning>>,
     /// Held while the snapshot is written: an aborted task goes on writing for a while.
     saving: Mutex<()>,
+    /// Held while attachments of an earlier run are restored, each once.
+    restoring: tokio::sync::Mutex<()>,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
@@ -145,6 +147,7 @@ impl Agent {
             settled: Mutex::default(),
             warnings: Mutex::default(),
             saving: Mutex::default(),
+            restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
             embedded: parts.embedded,

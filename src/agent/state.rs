@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   STATE_DIR/lock                     held exclusively while an agent runs
-//!   STATE_DIR/host.json                this host's identity and incarnation (membership)
+//!   STATE_DIR/identity.json            this host's identity and incarnation (membership)
 //!   STATE_DIR/tables.json              the last known records (membership)
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```

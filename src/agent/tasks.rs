@@ -23,6 +23,8 @@ const LEARN_TICK: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(1);
 /// How often attachments are looked after.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
+/// How often the first registration is looked for.
+const REGISTERED: Duration = Duration::from_millis(200);
 /// The least time between two snapshots.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -140,6 +142,10 @@ pub async fn look_after(agent: Arc<Agent>) {
             Ok(()) = status.changed() => {}
         }
         finish_detaches(&agent).await;
+        if agent.tables.is_complete() {
+            // What could not be set up before, or whose network has come back.
+            restore_attachments(&agent, false).await;
+        }
         detach_gone(&agent).await;
     }
 }
@@ -206,6 +212,7 @@ pub async fn save_snapshot(agent: &Arc<Agent>) {
 /// anything can be asked of this agent, those that were being made are undone. True when some wait
 /// for the records of their networks.
 pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
+    let _turn = agent.restoring.lock().await;
     let mut waiting = false;
     for note in agent.attachments() {
         match note.stage {
@@ -265,33 +272,31 @@ async fn take_down(agent: &Agent, mut note: Attachment) {
 }
 
 async fn after_first_listing(agent: Arc<Agent>) {
-    if restore_attachments(&agent, false).await {
-        agent.warn(
-            "restore",
-            "attachments belong to networks that the store does not have".to_owned(),
-            Some("`skybridge detach` those sandboxes, or bring the networks back".to_owned()),
-        );
-    }
+    restore_attachments(&agent, false).await;
     if let Err(err) = agent.remove_unused_networks().await {
         tracing::warn!(%err, "namespaces of networks that nothing uses are left");
     }
-    remove_orphans(&agent).await;
     finish_detaches(&agent).await;
+    // Only who is admitted under this name may say what is left over of it.
+    while agent.session().state == SessionState::Starting {
+        tokio::time::sleep(REGISTERED).await;
+    }
+    remove_orphans(&agent).await;
 }
 
-/// Endpoints that the store says are here, of an earlier run, and that nothing here knows of.
+/// Endpoints that the store says are here and that nothing here knows of: of an earlier run that
+/// lost its notes, or of a machine that had this name before. A note is written before its record,
+/// so a record without one is nobody's; the notes are read last for the same reason.
 async fn remove_orphans(agent: &Agent) {
-    let noted: BTreeSet<String> =
-        agent.attachments().into_iter().map(|note| note.endpoint).collect();
-    let incarnation = agent.incarnation();
-    let orphans: Vec<_> = agent.tables.view(|view| {
+    let here: Vec<_> = agent.tables.view(|view| {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)
-            .filter(|item| item.record.incarnation < incarnation)
-            .filter(|item| !noted.contains(item.record.id.as_str()))
             .map(|item| Arc::clone(&item.record))
             .collect()
     });
+    let noted: BTreeSet<String> =
+        agent.attachments().into_iter().map(|note| note.endpoint).collect();
+    let orphans = here.into_iter().filter(|record| !noted.contains(record.id.as_str()));
     for record in orphans {
         tracing::warn!(endpoint = %record.id, "an endpoint of this host is not attached; removing");
         let removed =

@@ -399,6 +399,25 @@ fn records_by_hand() {
         });
     }
     traffic::ping(containers[1].netns(), containers[0].address(Family::V4), 56);
+
+    // A network that somebody deletes is missed, over a restart too, and works again with its record.
+    let key = format!("/skybridge/v1/networks/{network}");
+    let record = get(&lab, &key);
+    delete(&lab, &key);
+    let missed = || {
+        wait_until("status misses it", Duration::from_secs(5), || {
+            warnings(&agents[1]).contains("does not have networks").then_some(())
+        })
+    };
+    missed();
+    agents[1].kill9();
+    agents[1].start();
+    missed();
+    put(&lab, &key, &record);
+    wait_until("it carries traffic again", Duration::from_secs(15), || {
+        let back = traffic::reaches(containers[1].netns(), containers[0].address(Family::V4));
+        (back && warnings(&agents[1]) == "[]").then_some(())
+    });
 }
 
 /// A host with a lower underlay MTU joins: the running interfaces of the others are lowered, and
