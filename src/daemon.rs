@@ -46,7 +46,6 @@ use crate::link::{self, NetNs, Owner};
 use crate::port::tap::PortOffload;
 use crate::telemetry::{logs, metrics};
 use crate::underlay;
-use crate::underlay::holder::Holder;
 use crate::underlay::probe::UdpOffload;
 
 /// How long the session may take to say goodbye to the store.
@@ -424,9 +423,8 @@ fn start_datapath(
 /// Adds to an error of the datapath what only netlink knows: which vxlan device has the port.
 async fn explain(error: datapath::Error) -> Failure {
     let failure = Failure::new("the datapath cannot start", &error);
-    let datapath::Error::Underlay(underlay::Error::InUse { address, holder: Holder::Kernel }) =
-        error
-    else {
+    // A kernel tunnel's socket looks like one whose owner cannot be seen.
+    let datapath::Error::Underlay(underlay::Error::InUse { address, .. }) = error else {
         return failure;
     };
     let Ok(namespace) = NetNs::current() else { return failure };

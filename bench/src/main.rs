@@ -14,7 +14,9 @@ use std::process::{Command, ExitCode};
 use skybridge::demo::lab::{self, Error, Lab, Underlay};
 use skybridge::demo::measure::{self, Way};
 
+/// Rounds, unless the first argument says otherwise.
 const ROUNDS: usize = 5;
+/// Seconds of each run, unless the second argument says otherwise.
 const SECONDS: f64 = 3.0;
 const NETWORK: &str = "bench";
 
@@ -29,8 +31,11 @@ const COLUMNS: &[(&str, usize)] = &[
 ];
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let rounds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1);
+    let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
     let mut out = std::io::stdout();
-    match run(&mut out) {
+    match run(&mut out, rounds, seconds) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = std::io::Write::write_all(
@@ -42,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(out: &mut impl std::io::Write) -> Result<(), Error> {
+fn run(out: &mut impl std::io::Write, rounds: usize, seconds: f64) -> Result<(), Error> {
     for (model, name) in [
         (Underlay::Offloading, "Offloading underlay (veth as it is)"),
         (Underlay::Plain, "Plain underlay (no transmit offload)"),
@@ -57,12 +62,12 @@ fn run(out: &mut impl std::io::Write) -> Result<(), Error> {
         }
         ways.push(overlay(&mut lab)?);
         let mut runs = vec![Vec::new(); ways.len()];
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (way, runs) in ways.iter().zip(&mut runs) {
-                runs.push(all(&lab, way)?);
+                runs.push(all(&lab, way, seconds)?);
             }
         }
-        let _ = writeln!(out, "\n{name}, medians of {ROUNDS} rounds of {SECONDS} s\n");
+        let _ = writeln!(out, "\n{name}, medians of {rounds} rounds of {seconds} s\n");
         let _ = writeln!(out, "{}", table(&ways, &runs));
         clean_up(&mut lab)?;
     }
@@ -70,10 +75,10 @@ fn run(out: &mut impl std::io::Write) -> Result<(), Error> {
 }
 
 /// One round of one way, in the order of the columns.
-fn all(lab: &Lab, way: &Way) -> Result<Vec<f64>, Error> {
-    let (one, cpu) = measure::tcp(lab, way, SECONDS, 1)?;
-    let (four, _) = measure::tcp(lab, way, SECONDS, 4)?;
-    let (packets, each) = measure::small_packets(lab, way, SECONDS)?;
+fn all(lab: &Lab, way: &Way, seconds: f64) -> Result<Vec<f64>, Error> {
+    let (one, cpu) = measure::tcp(lab, way, seconds, 1)?;
+    let (four, _) = measure::tcp(lab, way, seconds, 4)?;
+    let (packets, each) = measure::small_packets(lab, way, seconds)?;
     Ok(vec![one, cpu, four, packets, each, measure::round_trip(lab, way)?])
 }
 

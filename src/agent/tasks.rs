@@ -27,6 +27,8 @@ const LOOK_AFTER: Duration = Duration::from_secs(5);
 const REGISTERED: Duration = Duration::from_millis(200);
 /// The least time between two snapshots.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
+/// The most by which the snapshot stays behind the store.
+const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Whether this host's lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +185,8 @@ pub async fn keep_snapshot(agent: Arc<Agent>) {
         let began = Instant::now();
         save_snapshot(&agent).await;
         // A large snapshot is written less often, so that it takes a small share of the time.
-        tokio::time::sleep(SNAPSHOT_PAUSE.max(20 * began.elapsed())).await;
+        let pause = (10 * began.elapsed()).clamp(SNAPSHOT_PAUSE, SNAPSHOT_PAUSE_MAX);
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -173,6 +173,12 @@ fn start_without_store() {
     }
     let (from, to) = (&containers[0], containers[1].address(Family::V4));
     traffic::ping(from.netns(), to, 56);
+    // The snapshot follows the store within a second or so.
+    let snapshot = agents[0].state_dir().join("tables.json");
+    let other = to.to_string();
+    wait_until("the snapshot has the other endpoint", Duration::from_secs(10), || {
+        std::fs::read_to_string(&snapshot).unwrap_or_default().contains(&other).then_some(())
+    });
     agents[0].kill9();
     lab.etcd().kill9();
     agents[0].start_without_waiting();
