@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! Each counter has one writer, the worker that owns it, so that an increment is a plain load and
-//! store without a locked instruction. Readers sum over the workers when somebody asks. Blocks are
-//! cache padded: two workers never write the same line.
+//! store without a locked instruction. Readers sum over the workers when somebody asks. Each worker
+//! has blocks of its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
