@@ -13,7 +13,7 @@ BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
 TEST_PACKAGES := etcd-client openssl
 
-# Builds run as they are; only the built program runs as root.
+# Builds run as they are; only the built programs and tests run as root.
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'
 # Seconds per fuzz target.
 FUZZ_SECONDS ?= 60
@@ -31,7 +31,7 @@ demo: prepare ## Hosts as namespaces on this machine, end to end, with figures
 
 test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilities failures
 	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
-	$(CARGO) test --workspace
+	$(CARGO) test $(AS_ROOT) --workspace
 	$(CARGO) test $(AS_ROOT) --test system
 
 bench: prepare ## Throughput and packets beside the kernel's vxlan device and the raw underlay

@@ -11,7 +11,9 @@
 //! never across an await. Workers read published generations and do not know of it.
 //!
 //! When a published change gives an address another owner, the containers of this host must
-//! replace what they cached: an announcement is written to the network's port.
+//! replace what they cached: an announcement is written to the network's port. So it is for an
+//! address that is new elsewhere: whoever asked for it in vain would else ask again only after its
+//! retransmission timer, a second (RFC 4861 section 7.2.2; net/core/neighbour.c).
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -19,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use encap::MacAddr;
-use fdb::{Delta, Millis, NetworkKey, Revision, VtepKey};
+use fdb::{Delta, Millis, NetworkKey, Place, Revision, VtepKey};
 use membership::key::{EndpointId, HostName, Key, NetworkId};
 use membership::reconcile::{Defaults, Reconciler};
 use membership::view::View;
@@ -36,7 +38,7 @@ const LEARNED_MAX_AGE: Millis = Millis(300_000);
 /// An announcement is at most an unsolicited neighbor advertisement.
 const ANNOUNCEMENT_BYTES: usize = 128;
 
-/// An address that has another owner now.
+/// An address that has another owner now, or its first one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announcement {
     network: NetworkKey,
@@ -125,7 +127,12 @@ impl Tables {
                     .network(*network)
                     .and_then(|tables| tables.neighbor(*ip))
                     .copied();
-                if before.is_some_and(|b| b.mac != neighbor.mac || b.place != neighbor.place) {
+                let announced = match before {
+                    Some(b) => b.mac != neighbor.mac || b.place != neighbor.place,
+                    // What the first listing tells of is old news, and our own announce themselves.
+                    None => inner.complete && neighbor.place != Place::Local,
+                };
+                if announced {
                     announcements.push(Announcement {
                         network: *network,
                         address: *ip,
