@@ -197,6 +197,8 @@ pub struct Datapath {
     pub workers: usize,
     /// Source ports of each worker, by which the underlay spreads flows.
     pub source_ports: usize,
+    /// Nice value of the worker threads.
+    pub nice: i32,
     /// Capabilities that are not used even where they exist.
     pub disable: BTreeSet<Capability>,
 }

@@ -413,6 +413,7 @@ fn start_datapath(
             fan: config.datapath.source_ports,
             offload,
             coalesce: !off(Capability::Coalesce),
+            nice: config.datapath.nice,
             underlay_mtu,
             epoch: tables.epoch(),
         },

@@ -44,6 +44,28 @@ impl Sum {
         Self(half(sum + u64::from(u32::from_ne_bytes(last))))
     }
 
+    /// The sum of `from`, of any length, which is copied to `to` on the way: as far as both reach.
+    #[must_use]
+    pub fn of_copied(from: &[u8], to: &mut [u8]) -> Self {
+        let len = from.len().min(to.len());
+        let mut lanes = [0_u64; 8];
+        let (chunks, rest) = from[..len].as_chunks::<32>();
+        let (copies, rest_copy) = to[..len].as_chunks_mut::<32>();
+        for (chunk, copy) in chunks.iter().zip(copies) {
+            *copy = *chunk;
+            let (words, _) = chunk.as_chunks::<4>();
+            for (lane, word) in lanes.iter_mut().zip(words) {
+                *lane += u64::from(u32::from_ne_bytes(*word));
+            }
+        }
+        rest_copy.copy_from_slice(rest);
+        let mut sum = Self::of(rest).0;
+        for lane in lanes {
+            sum += half(lane);
+        }
+        Self(half(sum))
+    }
+
     /// Adds `bytes`.
     #[must_use]
     #[inline]

@@ -13,9 +13,10 @@
 //! 3. A super-frame is left as it is, so that it can be planned again for another path, and gives
 //!    [`Plan::Segments`]: offsets, and the sums of all header fields that are equal in every
 //!    segment.
-//! 4. [`Segments::write`] writes the headers of one segment and says where its payload lies in the
-//!    super-frame, so that the send gathers both without a copy. Only the fields that differ and
-//!    the payload are summed.
+//! 4. [`Segments::write`] writes one segment. Its payload is copied while it is summed, which costs
+//!    little more than summing it: a send of one piece is so much cheaper for the kernel than one
+//!    of two pieces per segment that the copy pays twice. Of the headers only the fields that
+//!    differ are summed.
 //!
 //! Of each segment: IPv4 total length, identification (one more each) and header checksum, or IPv6
 //! payload length; TCP sequence number, PSH and FIN only on the last, CWR only on the first, or UDP
@@ -286,27 +287,24 @@ impl Segments {
         start..start.saturating_add(self.size).min(self.end)
     }
 
-    /// Writes the headers of segment `i` to `out[..header_len]`, checksums complete, and gives the
-    /// range of its payload in `frame`, the super-frame as it was planned.
+    /// Writes segment `i` of `frame`, the super-frame as it was planned, to the beginning of `out`,
+    /// checksums complete, and gives its length, [`frame_len`](Self::frame_len).
     ///
-    /// Writes nothing and gives an empty range when `i` is not below [`count`](Self::count) or
-    /// `out` or `frame` is too short.
-    pub fn write(&self, i: usize, frame: &[u8], out: &mut [u8]) -> Range<usize> {
-        let range = self.payload(i);
-        let (Some(payload), Some(template), Some(out)) = (
-            frame.get(range.clone()),
+    /// Writes nothing and gives 0 when `i` is not below [`count`](Self::count) or `out` or `frame`
+    /// is too short.
+    pub fn write(&self, i: usize, frame: &[u8], out: &mut [u8]) -> usize {
+        let (Some(payload), Some(template), Some((out, rest))) = (
+            frame.get(self.payload(i)),
             frame.get(..self.header_len),
-            out.get_mut(..self.header_len),
+            out.split_at_mut_checked(self.header_len),
         ) else {
-            return 0..0;
+            return 0;
         };
-        if i >= self.count {
-            return 0..0;
-        }
+        let Some(room) = rest.get_mut(..payload.len()).filter(|_| i < self.count) else { return 0 };
         out.copy_from_slice(template);
         self.write_network(i, payload.len(), out);
         let l4_len = (self.header_len - self.l4 + payload.len()) as u16;
-        let sum = self.transport.sum(Sum::of(payload)).u16(l4_len);
+        let sum = self.transport.sum(Sum::of_copied(payload, room)).u16(l4_len);
         match self.protocol {
             Protocol::Tcp => {
                 let sequence = self.sequence.wrapping_add((i * self.size) as u32);
@@ -328,7 +326,7 @@ impl Segments {
                 put_u16(out, self.l4 + udp::field::CHECKSUM, check);
             }
         }
-        range
+        self.header_len + payload.len()
     }
 
     fn write_network(&self, i: usize, payload_len: usize, out: &mut [u8]) {

@@ -148,6 +148,13 @@ pub const KEYS: &[Key] = &[
         "UDP source ports per worker, 1 to 64; the underlay spreads flows by them.",
     ),
     key(
+        "datapath.nice",
+        "-6",
+        "-6",
+        "Nice value of the worker threads, -20 to 19. The kernel forwards before any process runs; \
+         the workers should come before the containers that they serve.",
+    ),
+    key(
         "datapath.disable",
         "[]",
         r#"["uso"]"#,

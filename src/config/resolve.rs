@@ -144,6 +144,9 @@ fn host_name(
     Ok(found.value)
 }
 
+/// Before the containers, behind what the machine itself needs to be reached.
+const NICE: i64 = -6;
+
 fn datapath_of(
     layers: &mut Layers<'_>,
     flags: &Flags,
@@ -157,6 +160,8 @@ fn datapath_of(
     let source_ports = layers.pick(None, "", datapath.source_ports);
     let source_ports =
         layers.number("datapath.source_ports", source_ports, 8, 1..=SOURCE_PORTS_MAX as i64)?;
+    let nice = layers.pick(None, "", datapath.nice);
+    let nice = layers.number("datapath.nice", nice, NICE, -20..=19)?;
     let disable = layers.pick(list(flags.disable.clone()), "disable", datapath.disable);
     let disable = disable.unwrap_or_else(|| Found::default(Vec::new()));
     let disable = disable.parse("datapath.disable", |names| {
@@ -165,7 +170,7 @@ fn datapath_of(
     })?;
     let names = disable.value.iter().map(|c| Value::String(c.to_string())).collect();
     layers.note("datapath.disable", &disable, Value::Array(names));
-    Ok(Datapath { workers, source_ports, disable: disable.value })
+    Ok(Datapath { workers, source_ports, nice, disable: disable.value })
 }
 
 fn capability(name: &str) -> Result<Capability, Invalid> {

@@ -176,6 +176,7 @@ fn bad_values_name_key_place_cause_and_next_step() {
         ("[session]\nlease = \"ten\"", "`ten` is not a duration"),
         ("[datapath]\ndisable = [\"gso\"]", "there is no capability `gso` / the capabilities are"),
         ("[datapath]\nsource_ports = 65", "out of range"),
+        ("[datapath]\nnice = -21", "out of range"),
         ("[log]\nformat = \"xml\"", "write text or json"),
         ("[log]\nlevel = \"a=b=c\"", "no filter"),
         ("[tls]\nkey = \"/k\"", "it needs tls.ca"),

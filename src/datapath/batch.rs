@@ -6,8 +6,10 @@
 //!   push(key, pieces) ──► datagrams ──► messages (open per key) ──► flush: sendmmsg per socket
 //! ```
 //!
-//! A *datagram* is one VXLAN packet: one piece (header written in place in front of the frame) or
-//! two (rebuilt headers in the header scratch, payload in the read arena). Nothing is copied.
+//! A *datagram* is one VXLAN packet in one piece: a frame in the read arena with its header written
+//! in place in front of it, or a segment of a super-frame written to the scratch. Segments lie
+//! there one behind the other, so that a message of them is one piece for the kernel too: gathering
+//! 44 headers and payloads costs it more than the copy, which the checksum pays for anyway.
 //!
 //! A *message* is one `sendmsg`: consecutive datagrams to one VTEP, from one socket, with one TOS,
 //! all of one length, of which only the last may be shorter; the kernel cuts it again
@@ -19,7 +21,7 @@
 //! maps to one socket. Messages of one socket are sent in the order in which they were opened, and
 //! a message that was pushed out of the table of open ones is never added to again.
 //!
-//! *Limits*: [`DATAGRAMS`] per flush and [`HEADER_BYTES`] of rebuilt headers; the caller flushes
+//! *Limits*: [`DATAGRAMS`] per flush and [`SCRATCH_BYTES`] of segments; the caller flushes
 //! when [`SendQueue::has_room`] says so. All memory is allocated once.
 //!
 //! *Failure*: a send that fails is resolved here and now, message by message: segmentation refused
@@ -32,19 +34,19 @@ use fdb::VtepKey;
 
 use super::drop::DropReason;
 use super::path::Paths;
+use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
 
 /// The most datagrams between two flushes.
 pub const DATAGRAMS: usize = 4096;
-/// Bytes for rebuilt headers between two flushes.
-pub const HEADER_BYTES: usize = 256 * 1024;
+/// Bytes of segments between two flushes: four super-frames, or one that is cut into the smallest
+/// segments that TCP makes.
+pub const SCRATCH_BYTES: usize = 384 * 1024;
 /// The most bytes of one send: the largest UDP payload over IPv4.
 const MESSAGE_BYTES: usize = 65_507;
 /// Slots of the table of open messages; more keys than this in one flush only cost batching.
 const OPEN_SLOTS: usize = 256;
-/// Pieces that one `sendmsg` takes (`UIO_MAXIOV`).
-const MESSAGE_PIECES: usize = 1024;
 /// Messages of one `sendmmsg`.
 pub const MESSAGES_PER_CALL: usize = 64;
 /// Pieces of all messages of one call, bounded so that the arrays stay in the cache.
@@ -77,9 +79,7 @@ impl Key {
 
 #[derive(Clone, Copy)]
 struct Datagram {
-    first: Piece,
-    /// Zero length when there is only one piece.
-    second: Piece,
+    piece: Piece,
     next: u32,
 }
 
@@ -90,7 +90,6 @@ struct Pending {
     segment: u32,
     bytes: u32,
     count: u32,
-    pieces: u32,
     head: u32,
     tail: u32,
     open: bool,
@@ -146,8 +145,8 @@ pub struct SendQueue {
     datagrams: Vec<Datagram>,
     messages: Vec<Pending>,
     open: Box<[u32; OPEN_SLOTS]>,
-    headers: Vec<u8>,
-    headers_used: usize,
+    scratch: Arena,
+    scratch_used: usize,
     /// Segments of one message; 1 switches segmentation off.
     segments: u32,
     /// Keys used since the last flush, as one bit per bucket of each flavor.
@@ -167,8 +166,8 @@ impl SendQueue {
             datagrams: Vec::with_capacity(DATAGRAMS),
             messages: Vec::with_capacity(DATAGRAMS),
             open: Box::new([NONE; OPEN_SLOTS]),
-            headers: vec![0; HEADER_BYTES],
-            headers_used: 0,
+            scratch: Arena::new(SCRATCH_BYTES),
+            scratch_used: 0,
             segments: u32::from(segments.max(1)),
             used: Default::default(),
             call_pieces: Vec::with_capacity(PIECES_PER_CALL),
@@ -178,12 +177,11 @@ impl SendQueue {
         }
     }
 
-    /// Whether `datagrams` more with `header_bytes` of rebuilt headers together still fit.
+    /// Whether `datagrams` more, of which `bytes` go to the scratch, still fit.
     #[inline]
     #[must_use]
-    pub fn has_room(&self, datagrams: usize, header_bytes: usize) -> bool {
-        self.datagrams.len() + datagrams <= DATAGRAMS
-            && self.headers_used + header_bytes <= HEADER_BYTES
+    pub fn has_room(&self, datagrams: usize, bytes: usize) -> bool {
+        self.datagrams.len() + datagrams <= DATAGRAMS && self.scratch_used + bytes <= SCRATCH_BYTES
     }
 
     /// Nothing is waiting.
@@ -192,42 +190,32 @@ impl SendQueue {
         self.datagrams.is_empty()
     }
 
-    /// Room for one datagram's rebuilt headers, to be filled before [`Self::push_rebuilt`].
+    /// The free scratch. A datagram is written to its beginning before [`Self::push_written`].
     #[inline]
-    pub fn header_room(&mut self, len: usize) -> &mut [u8] {
-        let end = (self.headers_used + len).min(HEADER_BYTES);
-        &mut self.headers[self.headers_used..end]
+    pub fn room(&mut self) -> &mut [u8] {
+        self.scratch.get_mut(self.scratch_used..).unwrap_or_default()
     }
 
-    /// A datagram whose headers were just written to [`Self::header_room`] and whose payload lies
-    /// in the arena.
+    /// The datagram of `len` bytes that was just written to [`Self::room`].
     #[inline]
-    pub fn push_rebuilt(
-        &mut self,
-        key: Key,
-        header_len: usize,
-        payload: core::ops::Range<usize>,
-        gso: bool,
-    ) {
-        let first = Piece { buffer: 1, offset: self.headers_used as u32, len: header_len as u32 };
-        let second = Piece { buffer: 0, offset: payload.start as u32, len: payload.len() as u32 };
-        self.headers_used += header_len;
-        self.push(key, first, second, gso);
+    pub fn push_written(&mut self, key: Key, len: usize, gso: bool) {
+        let piece = Piece { buffer: 1, offset: self.scratch_used as u32, len: len as u32 };
+        self.scratch_used += len;
+        self.push(key, piece, gso);
     }
 
     /// A datagram that lies in the arena as it is.
     #[inline]
     pub fn push_whole(&mut self, key: Key, datagram: core::ops::Range<usize>, gso: bool) {
-        let first = Piece { buffer: 0, offset: datagram.start as u32, len: datagram.len() as u32 };
-        self.push(key, first, Piece::default(), gso);
+        let piece = Piece { buffer: 0, offset: datagram.start as u32, len: datagram.len() as u32 };
+        self.push(key, piece, gso);
     }
 
     #[inline]
-    fn push(&mut self, key: Key, first: Piece, second: Piece, gso: bool) {
-        let len = first.len + second.len;
-        let pieces = 1 + u32::from(second.len != 0);
+    fn push(&mut self, key: Key, piece: Piece, gso: bool) {
+        let len = piece.len;
         let index = self.datagrams.len() as u32;
-        self.datagrams.push(Datagram { first, second, next: NONE });
+        self.datagrams.push(Datagram { piece, next: NONE });
         let slot = key.slot();
         if let Some(message) = self.messages.get_mut(self.open[slot] as usize) {
             let fits = message.open
@@ -235,14 +223,12 @@ impl SendQueue {
                 && message.key == key
                 && len <= message.segment
                 && message.count < self.segments
-                && message.bytes as usize + len as usize <= MESSAGE_BYTES
-                && (message.pieces + pieces) as usize <= MESSAGE_PIECES;
+                && message.bytes as usize + len as usize <= MESSAGE_BYTES;
             if fits {
                 self.datagrams[message.tail as usize].next = index;
                 message.tail = index;
                 message.bytes += len;
                 message.count += 1;
-                message.pieces += pieces;
                 message.open = len == message.segment;
                 return;
             }
@@ -254,7 +240,6 @@ impl SendQueue {
             segment: len,
             bytes: len,
             count: 1,
-            pieces,
             head: index,
             tail: index,
             open: self.segments > 1,
@@ -277,7 +262,7 @@ impl SendQueue {
         self.datagrams.clear();
         self.messages.clear();
         self.open.fill(NONE);
-        self.headers_used = 0;
+        self.scratch_used = 0;
         self.used = Default::default();
         self.stuck = false;
     }
@@ -298,7 +283,7 @@ impl SendQueue {
                 let ours = pending.key.flavor == flavor && pending.key.bucket == bucket;
                 if ours {
                     let full = self.call_messages.len() == MESSAGES_PER_CALL
-                        || self.call_pieces.len() + pending.pieces as usize > PIECES_PER_CALL;
+                        || self.call_pieces.len() + pending.count as usize > PIECES_PER_CALL;
                     if full && !self.call_messages.is_empty() {
                         break;
                     }
@@ -320,9 +305,14 @@ impl SendQueue {
         let first_piece = self.call_pieces.len() as u32;
         let mut at = pending.head;
         while let Some(datagram) = self.datagrams.get(at as usize) {
-            self.call_pieces.push(datagram.first);
-            if datagram.second.len != 0 {
-                self.call_pieces.push(datagram.second);
+            let piece = datagram.piece;
+            match self.call_pieces.get_mut(first_piece as usize..).and_then(<[_]>::last_mut) {
+                Some(last)
+                    if last.buffer == piece.buffer && last.offset + last.len == piece.offset =>
+                {
+                    last.len += piece.len;
+                }
+                _ => self.call_pieces.push(piece),
             }
             at = datagram.next;
         }
@@ -331,7 +321,7 @@ impl SendQueue {
             segment: if pending.count > 1 { pending.segment as u16 } else { 0 },
             tos: pending.key.tos,
             first_piece,
-            pieces: pending.pieces,
+            pieces: self.call_pieces.len() as u32 - first_piece,
         });
     }
 
@@ -347,7 +337,7 @@ impl SendQueue {
         let mut retried = false;
         while let Some(messages) = self.call_messages.get(from..).filter(|rest| !rest.is_empty()) {
             out.counters.send_calls.add(1);
-            let buffers = [arena, self.headers.as_slice()];
+            let buffers = [arena, &self.scratch];
             let error = match out.transmit.send(
                 flavor,
                 bucket,
@@ -435,21 +425,21 @@ impl SendQueue {
     ) {
         let mut at = pending.head;
         while let Some(datagram) = self.datagrams.get(at as usize) {
-            let pieces = [datagram.first, datagram.second];
+            let pieces = [datagram.piece];
             let message = Message {
                 destination: pending.key.vtep.0,
                 segment: 0,
                 tos: pending.key.tos,
                 first_piece: 0,
-                pieces: 1 + u32::from(datagram.second.len != 0),
+                pieces: 1,
             };
             out.counters.send_calls.add(1);
-            let buffers = [arena, self.headers.as_slice()];
+            let buffers = [arena, &self.scratch];
             match out.transmit.send(flavor, bucket, out.paths, buffers, &pieces, &[message]) {
                 Ok(_) => {
                     out.counters.messages_out.add(1);
                     out.counters.datagrams_out.add(1);
-                    out.counters.bytes_out.add(u64::from(datagram.first.len + datagram.second.len));
+                    out.counters.bytes_out.add(u64::from(datagram.piece.len));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     out.learn(flavor, bucket);

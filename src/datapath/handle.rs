@@ -20,6 +20,7 @@ use super::learn::LearnQueue;
 use super::port::PortStats;
 use super::worker::{Command, Setup, Worker};
 use crate::port::tap::Queue;
+use crate::sys::thread;
 use crate::telemetry::counters::{DropCounters, PortCounters, WorkerCounters};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
@@ -43,6 +44,8 @@ pub struct Config {
     pub offload: UdpOffload,
     /// Join received segments into super-frames.
     pub coalesce: bool,
+    /// Nice value of the workers' threads.
+    pub nice: i32,
     /// This host's underlay MTU in bytes.
     pub underlay_mtu: u16,
     /// The zero of the tables' clock ([`fdb::Millis`]).
@@ -168,9 +171,13 @@ impl Datapath {
             epoch: config.epoch,
         })
         .map_err(failed)?;
+        let nice = config.nice;
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || {
+                if let Err(err) = thread::set_nice(nice) {
+                    tracing::warn!(worker = index, nice, %err, "the worker's nice value stays as it is");
+                }
                 let result = worker.run();
                 if let Err(err) = &result {
                     tracing::error!(worker = index, %err, "a worker ended");

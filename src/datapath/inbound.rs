@@ -136,6 +136,7 @@ impl Inbound {
             return;
         }
         self.heard.mark(vtep);
+        let mut last = None;
         for index in 0..self.elements.len() {
             let Some(element) = self.elements.get(index).cloned() else { return };
             let vni = match element.vni {
@@ -149,10 +150,15 @@ impl Inbound {
                     continue;
                 }
             };
-            let tables = snapshot
-                .by_vni(udp_port, vni)
-                .and_then(|network| Some((network, snapshot.network(network)?)));
-            let Some((network, tables)) = tables else {
+            // The elements of a train are mostly of one network.
+            let found = match last {
+                Some((of, found)) if of == vni => Some(found),
+                _ => snapshot
+                    .by_vni(udp_port, vni)
+                    .and_then(|network| Some((network, snapshot.network(network)?))),
+            };
+            last = found.map(|found| (vni, found));
+            let Some((network, tables)) = found else {
                 self.drops.add(DropReason::InVniUnknown, 1);
                 continue;
             };

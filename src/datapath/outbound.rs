@@ -214,7 +214,7 @@ impl Outbound {
         }
         let each = offer.most_datagrams();
         for (copies, vtep) in vteps.iter().enumerate().skip(done.unwrap_or(0)) {
-            if !self.queue.has_room(each, each * HEADER_ROOM) && !self.queue.is_empty() {
+            if !self.queue.has_room(each, offer.scratch()) && !self.queue.is_empty() {
                 self.resume = Some(Resume { header: offer.header, copies });
                 return Outcome::Full;
             }
@@ -239,7 +239,7 @@ impl Outbound {
         vtep: VtepKey,
     ) -> Outcome {
         let each = offer.most_datagrams();
-        if !self.queue.has_room(each, each * HEADER_ROOM) && !self.queue.is_empty() {
+        if !self.queue.has_room(each, offer.scratch()) && !self.queue.is_empty() {
             return Outcome::Full;
         }
         let mut offer = *offer;
@@ -321,28 +321,27 @@ impl Outbound {
                 let header = vxlan::emit(params.vni);
                 let header_len = vxlan::HEADER_LEN + segments.header_len();
                 let count = segments.count();
-                if !self.queue.has_room(count, count * header_len) {
+                if !self.queue.has_room(count, count * header_len + frame.len()) {
                     // Segments of a few bytes each, which no TCP makes (its least is 48).
                     port.stats.drops.add(DropReason::OutMalformed, 1);
                     return Err(Refused::Malformed);
                 }
                 let mut bytes = 0;
-                for index in 0..segments.count() {
-                    let room = self.queue.header_room(header_len);
+                for index in 0..count {
+                    let room = self.queue.room();
                     let Some((vxlan_room, rest)) =
                         room.split_first_chunk_mut::<{ vxlan::HEADER_LEN }>()
                     else {
                         break;
                     };
                     *vxlan_room = header;
-                    let payload = segments.write(index, frame, rest);
-                    bytes += segments.header_len() + payload.len();
-                    let in_arena = offer.at + payload.start..offer.at + payload.end;
-                    self.queue.push_rebuilt(key, header_len, in_arena, gso);
+                    let len = segments.write(index, frame, rest);
+                    bytes += len;
+                    self.queue.push_written(key, vxlan::HEADER_LEN + len, gso);
                 }
                 self.counters.super_frames_out.add(1);
-                self.counters.segments_out.add(segments.count() as u64);
-                port.stats.traffic.frames_out.add(segments.count() as u64);
+                self.counters.segments_out.add(count as u64);
+                port.stats.traffic.frames_out.add(count as u64);
                 port.stats.traffic.bytes_out.add(bytes as u64);
             }
         }
@@ -377,6 +376,15 @@ struct Offer<'a> {
 impl Offer<'_> {
     fn bytes<'b>(&self, arena: &'b [u8]) -> &'b [u8] {
         arena.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+
+    /// An upper bound of the bytes that its datagrams for one VTEP take in the scratch.
+    fn scratch(&self) -> usize {
+        if self.header.gso_type == vnet::GSO_NONE {
+            0
+        } else {
+            self.most_datagrams() * HEADER_ROOM + self.len
+        }
     }
 
     /// An upper bound of the datagrams that this frame becomes for one VTEP.

@@ -39,12 +39,14 @@ use super::outbound::{Outbound, Outcome, Turn};
 use super::path::Paths;
 use super::port::{PortState, PortStats};
 use crate::port::tap::Queue;
+use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
 use crate::underlay::udp::{self, Flavor, Sockets};
 
-/// Bytes of the read arena: eight super-frames, or some hundred small frames in the cache.
-const ARENA_BYTES: usize = 8 * READ_BYTES;
+/// Bytes of the read arena: four super-frames, or some hundred small frames, so that they and what
+/// they become stay in the cache.
+const ARENA_BYTES: usize = 4 * READ_BYTES;
 /// Room that every read is offered: the largest super-frame with its headers.
 const READ_BYTES: usize = 65_536 + 128;
 /// Frames of one round.
@@ -221,7 +223,7 @@ pub struct Worker {
     inbound: Inbound,
     transmit: UdpTransmit,
     offload: crate::underlay::probe::UdpOffload,
-    arena: Vec<u8>,
+    arena: Arena,
     recv: RecvBatch,
     counters: Arc<WorkerCounters>,
     drops: Arc<DropCounters>,
@@ -261,7 +263,7 @@ impl Worker {
                 batch: SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL),
             },
             offload: setup.offload,
-            arena: vec![0; ARENA_BYTES],
+            arena: Arena::new(ARENA_BYTES),
             recv: RecvBatch::new(RECV_SLOTS),
             counters: setup.counters,
             drops: setup.drops,

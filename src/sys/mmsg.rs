@@ -12,6 +12,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::arena::Arena;
+
 /// `SOL_UDP`, `UDP_SEGMENT` (`include/uapi/linux/udp.h`).
 pub const UDP_SEGMENT: i32 = 103;
 /// `SOL_UDP`, `UDP_GRO`.
@@ -217,7 +219,7 @@ pub struct RecvBatch {
     names: Vec<libc::sockaddr_storage>,
     controls: Vec<RecvControl>,
     iovecs: Vec<libc::iovec>,
-    arena: Vec<u8>,
+    arena: Arena,
     count: usize,
 }
 
@@ -237,7 +239,7 @@ impl RecvBatch {
             names: vec![name; slots],
             controls: vec![RecvControl([0; RECV_CONTROL]); slots],
             iovecs: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; slots],
-            arena: vec![0; slots * SLOT],
+            arena: Arena::new(slots * SLOT),
             count: 0,
         }
     }

@@ -3,13 +3,17 @@
 //! Every function takes and gives borrowed descriptors and slices, never raw pointers, so that the
 //! obligations of each call are met inside the function that makes it.
 //!
+//! - [`arena`]: buffers on huge pages.
 //! - [`mmsg`]: `sendmmsg` and `recvmmsg` with a control message of its own per datagram, which
 //!   neither `nix` nor `socket2` can say (UDP segment size and TOS differ from one to the next).
 //! - [`sockopt`]: integer socket options and the socket error queue.
+//! - [`thread`]: scheduling.
 //! - [`tun`]: TUN/TAP queues with virtio headers and offloads.
 
+pub mod arena;
 pub mod mmsg;
 pub mod sockopt;
+pub mod thread;
 pub mod tun;
 
 use std::io;

@@ -157,9 +157,8 @@ pub fn cut(header: &vnet::Header, frame: &[u8]) -> Vec<Vec<u8>> {
         segment::Plan::Single => vec![frame],
         segment::Plan::Segments(segments) => (0..segments.count())
             .map(|i| {
-                let mut out = vec![0; segments.header_len()];
-                let payload = segments.write(i, &frame, &mut out);
-                out.extend(&frame[payload]);
+                let mut out = vec![0; segments.frame_len(i)];
+                assert_eq!(segments.write(i, &frame, &mut out), out.len());
                 out
             })
             .collect(),

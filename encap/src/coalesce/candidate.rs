@@ -144,6 +144,47 @@ impl Candidate<'_> {
     }
 }
 
+/// Whether `bytes` is the next full-size TCP segment of `flow`, whose first frame is `first`, by
+/// comparing rather than parsing. True only where [`Candidate::continues`] and
+/// [`Candidate::judge`] would find the same; false says nothing.
+pub(super) fn repeats(flow: &Flow, first: &[u8], bytes: &[u8]) -> bool {
+    let Network { l3, l4, end, .. } = flow.ip;
+    // No padding in either, so that the frame's length is the packet's.
+    if flow.protocol != Protocol::Tcp
+        || bytes.len() != first.len()
+        || end != first.len()
+        || flow.packet_len + flow.size > PACKET_LEN_MAX
+        || u32_at(bytes, l4 + tcp::field::SEQUENCE) != flow.sequence
+    {
+        return false;
+    }
+    let same = |from: usize, to: usize| {
+        let range = from..to;
+        bytes.get(range.clone()).is_some_and(|bytes| Some(bytes) == first.get(range))
+    };
+    let network = match flow.ip.version {
+        // With DF the ident is free; it and the checksum are all that may differ.
+        Version::V4 => {
+            u16_at(first, l3 + ipv4::field::FLAGS) & ipv4::DONT_FRAGMENT != 0
+                && same(0, l3 + ipv4::field::IDENT)
+                && same(l3 + ipv4::field::FLAGS, l3 + ipv4::field::CHECKSUM)
+                && same(l3 + ipv4::field::SOURCE, l4 + tcp::field::SEQUENCE)
+                && Sum::of(bytes.get(l3..l4).unwrap_or(&[])).verifies()
+        }
+        Version::V6 => same(0, l4 + tcp::field::SEQUENCE),
+    };
+    network
+        // The flags too: an opened flow has no PSH, and one ends it.
+        && same(l4 + tcp::field::ACKNOWLEDGEMENT, l4 + tcp::field::CHECKSUM)
+        && same(l4 + tcp::field::URGENT, flow.header_len)
+        && flow
+            .ip
+            .pseudo_header(first)
+            .u16((end - l4) as u16)
+            .bytes(bytes.get(l4..).unwrap_or(&[]))
+            .verifies()
+}
+
 pub(super) fn unfinished(ip: &Network, transport: Transport, size: Option<u16>) -> vnet::Header {
     let gso_type = match (transport.protocol, ip.version) {
         _ if size.is_none() => vnet::GSO_NONE,

@@ -215,10 +215,8 @@ pub(crate) fn cut(vnet: &vnet::Header, frame: &[u8], max_frame: usize) -> Vec<Ve
         Plan::Single => vec![frame],
         Plan::Segments(segments) => (0..segments.count())
             .map(|i| {
-                let mut out = vec![0xa5; segments.header_len()];
-                let range = segments.write(i, &frame, &mut out);
-                out.extend(&frame[range]);
-                assert_eq!(out.len(), segments.frame_len(i));
+                let mut out = vec![0xa5; segments.frame_len(i)];
+                assert_eq!(segments.write(i, &frame, &mut out), out.len());
                 out
             })
             .collect(),

@@ -96,20 +96,21 @@ pub fn frame_to_send(input: &[u8]) {
         Ok(Plan::Single) => assert!(frame.len() <= max_frame),
         Ok(Plan::Segments(segments)) => {
             assert!(segments.count() > 0);
-            let mut out = [0xa5; 256];
+            let mut out = vec![0xa5; frame.len()];
             let mut next = segments.header_len();
             for i in 0..segments.count() {
-                let payload = segments.write(i, &frame, &mut out);
-                assert_eq!(payload.start, next, "segment {i} begins where the last ended");
+                let len = segments.frame_len(i);
+                assert!(len <= max_frame, "segment {i} is too large");
+                assert_eq!(segments.write(i, &frame, &mut out), len);
+                let payload = &out[segments.header_len()..len];
                 // A super-frame without payload is one frame of headers.
                 assert!(!payload.is_empty() || segments.count() == 1, "segment {i} is empty");
-                assert!(payload.end <= frame.len());
-                assert_eq!(segments.frame_len(i), segments.header_len() + payload.len());
-                assert!(segments.frame_len(i) <= max_frame, "segment {i} is too large");
-                next = payload.end;
+                let end = next + payload.len();
+                assert_eq!(frame.get(next..end), Some(payload), "segment {i} goes on");
+                next = end;
             }
             let behind = segments.write(segments.count(), &frame, &mut out);
-            assert!(behind.is_empty(), "there is nothing behind the last segment");
+            assert_eq!(behind, 0, "there is nothing behind the last segment");
         }
     }
 }
