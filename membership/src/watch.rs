@@ -10,7 +10,8 @@
 //!
 //! One task lists all keys, watches from the next revision, and hands what it finds to a bounded
 //! channel. The revision advances with every event *and* every progress notice, so that an idle
-//! watch does not fall behind a compaction. When the stream ends, for whatever reason, it is opened
+//! watch does not fall behind a compaction. It asks for these notices itself: by the clock a store
+//! sends one every ten minutes, and how to change that depends on its version. When the stream ends, for whatever reason, it is opened
 //! again from the last revision on, after a jittered pause that grows to [`WatchConfig::pause_max`]
 //! (the client library's stream does not resume by itself). When that revision is compacted, or the
 //! store's revision is behind ours (it was restored from a backup), everything is listed again and
@@ -35,6 +36,11 @@ use crate::key::{Key, Range};
 use crate::record::{self, Record};
 use crate::store::{Entry, Error, Pages, Store, jitter};
 
+/// The id that a notice of progress has when it was asked for: it is about the whole stream.
+const ASKED_FOR: i64 = -1;
+/// Questions without an answer after which a stream counts as broken.
+const UNANSWERED_MAX: u32 = 3;
+
 /// How the watch behaves.
 #[derive(Clone, Debug)]
 pub struct WatchConfig {
@@ -44,6 +50,8 @@ pub struct WatchConfig {
     pub pause_min: Duration,
     /// Longest pause.
     pub pause_max: Duration,
+    /// After how long a silence the store is asked how far it is.
+    pub progress: Duration,
     /// The least time between two warnings about the same trouble.
     pub warn_interval: Duration,
 }
@@ -54,6 +62,7 @@ impl Default for WatchConfig {
             batches: 64,
             pause_min: Duration::from_millis(50),
             pause_max: Duration::from_secs(5),
+            progress: Duration::from_secs(30),
             warn_interval: Duration::from_secs(60),
         }
     }
@@ -216,6 +225,16 @@ impl From<Error> for End {
     }
 }
 
+/// What a stream has said about its progress since it was asked.
+#[derive(Default)]
+struct Progress {
+    /// The revision of the latest answer. Before 3.4.25 and 3.5.8 an answer could overtake events
+    /// that were under way (etcd issue 15220), so it counts when the next one is here.
+    told: i64,
+    /// Questions since the last message.
+    unanswered: u32,
+}
+
 struct Task {
     store: Store,
     config: WatchConfig,
@@ -326,9 +345,20 @@ impl Task {
         let wait = self.store.request_timeout();
         let mut stream = self.store.watch(Range::All, options).await?;
         let mut created = false;
+        let mut progress = Progress::default();
         loop {
             let message = if created {
-                stream.message().await
+                let Ok(message) = timeout(self.config.progress, stream.message()).await else {
+                    progress.unanswered += 1;
+                    if progress.unanswered > UNANSWERED_MAX {
+                        return Err(self.store.late(self.config.progress * UNANSWERED_MAX).into());
+                    }
+                    let asked = stream.request_progress().await;
+                    asked.map_err(|error| self.store.sort(&error))?;
+                    continue;
+                };
+                progress.unanswered = 0;
+                message
             } else {
                 // Only the answer to our request has a deadline, events come when they come.
                 timeout(wait, stream.message()).await.map_err(|_| self.store.late(wait))?
@@ -362,8 +392,13 @@ impl Task {
             if message.events.is_empty() {
                 // A progress notice, or the confirmation. The confirmation's revision says nothing
                 // about what is still to come.
-                if !message.created && now > self.last {
-                    self.last = now;
+                let reached = match message.watch_id {
+                    _ if message.created => 0,
+                    ASKED_FOR => std::mem::replace(&mut progress.told, now),
+                    _ => now,
+                };
+                if reached > self.last {
+                    self.last = reached;
                     self.connected();
                 }
                 continue;

@@ -1,4 +1,4 @@
-//! The presence of hosts: against etcd and the embedded store.
+//! The presence of hosts: against the embedded store and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
@@ -14,7 +14,7 @@ use membership::record::{HostRecord, StaticVtep, VtepRecord};
 use membership::session::{Error, Session, SessionState};
 use membership::store::Store;
 
-on_both!(
+on_each_store!(
     a_newer_run_is_not_overwritten,
     a_session_comes_back_with_the_store,
     a_session_starts_without_the_store,

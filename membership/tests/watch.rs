@@ -1,4 +1,4 @@
-//! List and watch over interruptions: against etcd and the embedded store.
+//! List and watch over interruptions: against the embedded store and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
@@ -14,12 +14,13 @@ use membership::network::{self, NetworkSpec};
 use membership::record::NetworkRecord;
 use membership::store::Store;
 use membership::view::View;
-use membership::watch::{Known, Watch, WatchConfig};
+use membership::watch::{Known, Watch, WatchConfig, WatchStatus};
 use tokio::time::{Instant, timeout_at};
 
-on_both!(
+on_each_store!(
     a_silent_store_is_noticed,
     a_snapshot_tells_what_vanished,
+    an_idle_watch_keeps_up_with_what_does_not_concern_it,
     bad_records_are_set_aside_and_the_rest_goes_on,
     compaction_while_away_is_healed_by_a_listing,
     many_pages_are_one_listing,
@@ -149,6 +150,43 @@ async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World
         })
         .await;
     world.stop().await;
+}
+
+/// With the servers as they come: without being asked, etcd would say nothing for ten minutes.
+async fn an_idle_watch_keeps_up_with_what_does_not_concern_it(backend: Backend, _: World) {
+    let world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    let watch = WatchConfig { progress: Duration::from_millis(100), ..quick() };
+    let watch = Watch::start(Store::lazy(config).unwrap(), watch, Known::new());
+    let mut follower = Follower { watch, view: View::new(), resyncs: 0 };
+    follower.until("the listing", |view| view.networks().count() == 1).await;
+
+    let mut raw = world.raw().await;
+    let mut revision = 0;
+    for number in 0..20 {
+        let put = raw.put("/other/key", number.to_string(), None).await.unwrap();
+        revision = put.header().unwrap().revision();
+    }
+    let mut status = follower.watch.status();
+    let reached = status.wait_for(|status| {
+        matches!(status, WatchStatus::Connected { revision: reached, .. } if reached.0 == revision)
+    });
+    timeout_at(Instant::now() + DEADLINE, reached).await.expect("the watch keeps up").unwrap();
+    raw.compact(revision, None).await.unwrap();
+
+    // A watch from where the last record was would be refused now.
+    door.set(State::Shut);
+    status.wait_for(|status| !status.is_connected()).await.unwrap();
+    door.set(State::Open);
+    let made = attach(&store, &network).await;
+    follower
+        .until("what came afterwards", |view| view.endpoint(&network.id, &made.id).is_some())
+        .await;
+    assert_eq!(follower.resyncs, 1, "resumed, not listed again");
 }
 
 async fn many_pages_are_one_listing(_: Backend, world: World) {

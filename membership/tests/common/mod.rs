@@ -1,14 +1,15 @@
-//! Stores to test against: the real etcd and the embedded one.
+//! Stores to test against: the embedded one and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use etcd_servers::Version;
 use membership::embedded;
 use membership::store::{Store, StoreConfig};
 use tempfile::TempDir;
@@ -24,18 +25,30 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Embedded,
-    Etcd,
+    Etcd(Version),
 }
 
-/// Defines each function as a test against both backends.
+/// Defines each function as a test against each store.
 #[macro_export]
-macro_rules! on_both {
+macro_rules! on_each_store {
     ($($name:ident),* $(,)?) => {
-        mod etcd { $( #[test] fn $name() {
-            $crate::common::run($crate::common::Backend::Etcd, super::$name);
-        } )* }
         mod embedded { $( #[test] fn $name() {
             $crate::common::run($crate::common::Backend::Embedded, super::$name);
+        } )* }
+        $crate::on_etcd!(etcd_3_4 V3_4 $($name)*);
+        $crate::on_etcd!(etcd_3_5 V3_5 $($name)*);
+        $crate::on_etcd!(etcd_3_6 V3_6 $($name)*);
+        $crate::on_etcd!(etcd_3_7 V3_7 $($name)*);
+    };
+}
+
+/// Defines each function as a test against one version of etcd.
+#[macro_export]
+macro_rules! on_etcd {
+    ($module:ident $version:ident $($name:ident)*) => {
+        mod $module { $( #[test] fn $name() {
+            let version = etcd_servers::Version::$version;
+            $crate::common::run($crate::common::Backend::Etcd(version), super::$name);
         } )* }
     };
 }
@@ -46,6 +59,7 @@ pub fn free_port() -> u16 {
 
 /// An etcd process. Killed when dropped.
 pub struct Etcd {
+    version: Version,
     directory: TempDir,
     port: u16,
     peer: u16,
@@ -53,9 +67,10 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    pub fn start() -> Self {
+    pub fn start(version: Version) -> Self {
         let (port, peer) = (free_port(), free_port());
-        let mut etcd = Self { directory: tempfile::tempdir().unwrap(), port, peer, child: None };
+        let directory = tempfile::tempdir().unwrap();
+        let mut etcd = Self { version, directory, port, peer, child: None };
         etcd.spawn();
         etcd
     }
@@ -72,7 +87,7 @@ impl Etcd {
     }
 
     pub fn spawn(&mut self) {
-        let path: &Path = etcd_bin_vendored_linux_amd64::etcd_bin_path().unwrap();
+        let path = self.version.server().unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer);
         let child = Command::new(path)
             .args(["--name", "t", "--log-level", "error", "--unsafe-no-fsync"])
@@ -97,13 +112,13 @@ impl Drop for Etcd {
 }
 
 /// The etcd that tests of one binary share while several run; the last one ends it.
-static SHARED: Mutex<Weak<Etcd>> = Mutex::new(Weak::new());
+static SHARED: Mutex<BTreeMap<Version, Weak<Etcd>>> = Mutex::new(BTreeMap::new());
 
-fn shared() -> Arc<Etcd> {
+fn shared(version: Version) -> Arc<Etcd> {
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    shared.upgrade().unwrap_or_else(|| {
-        let etcd = Arc::new(Etcd::start());
-        *shared = Arc::downgrade(&etcd);
+    shared.get(&version).and_then(Weak::upgrade).unwrap_or_else(|| {
+        let etcd = Arc::new(Etcd::start(version));
+        shared.insert(version, Arc::downgrade(&etcd));
         etcd
     })
 }
@@ -132,13 +147,13 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 impl World {
     async fn new(backend: Backend, alone: bool) -> Self {
         let (server, url) = match backend {
-            Backend::Etcd if alone => {
-                let etcd = Etcd::start();
+            Backend::Etcd(version) if alone => {
+                let etcd = Etcd::start(version);
                 let url = etcd.url();
                 (Server::Alone(etcd), url)
             }
-            Backend::Etcd => {
-                let etcd = shared();
+            Backend::Etcd(version) => {
+                let etcd = shared(version);
                 let url = etcd.url();
                 (Server::Shared(etcd), url)
             }
