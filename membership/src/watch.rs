@@ -14,9 +14,9 @@
 //! sends one every ten minutes, and how to change that depends on its version. When the stream ends, for whatever reason, it is opened
 //! again from the last revision on, after a jittered pause that grows to [`WatchConfig::pause_max`]
 //! (the client library's stream does not resume by itself). When that revision is compacted, or the
-//! store's revision is behind ours (it was restored from a backup), everything is listed again and
-//! compared with what is known, so that the consumer gets puts for what changed and deletes for
-//! what vanished.
+//! store's revision is behind ours, or it is another cluster (it was restored from a backup, or the
+//! endpoints were changed), everything is listed again and compared with what is known, so that the
+//! consumer gets puts for what changed and deletes for what vanished.
 //!
 //! Streams ask for a leader: a lost quorum ends them with an error, where they would else be silent
 //! for ever. Messages are rate limited. A consumer that does not read stops the task, and the
@@ -174,7 +174,7 @@ impl Watch {
             .into_iter()
             .map(|(key, revision)| (store.keys().encode(&key).into_bytes(), revision.0))
             .collect();
-        let task = Task { store, config, sender, status, known, last: 0, warned: None };
+        let task = Task { store, config, sender, status, known, last: 0, cluster: 0, warned: None };
         let task = tokio::spawn(task.run());
         Self { batches, status: receiver, task }
     }
@@ -212,6 +212,8 @@ enum End {
     Closed,
     /// The history that we need is gone: list again.
     Lost(String),
+    /// The store has another connection: open the stream on that.
+    Moved,
     /// The stream broke: open it again.
     Broken(Error),
 }
@@ -244,6 +246,8 @@ struct Task {
     known: HashMap<Vec<u8>, i64>,
     /// The latest revision that the consumer has; 0 before the first listing.
     last: i64,
+    /// The id of the cluster that it is a revision of.
+    cluster: u64,
     /// When we last warned.
     warned: Option<Instant>,
 }
@@ -268,6 +272,7 @@ impl Task {
             }
             let cause = match end {
                 Ok(()) | Err(End::Closed) => return,
+                Err(End::Moved) => continue,
                 Err(End::Lost(cause)) => {
                     self.last = 0;
                     cause
@@ -332,6 +337,7 @@ impl Task {
         let deletes = vanished.iter().map(|key| self.delete(key, pages.revision)).collect();
         self.known = listed;
         self.last = pages.revision;
+        self.cluster = pages.cluster;
         info!(revision = self.last, keys = self.known.len(), "the store is listed");
         self.send(pages.revision, deletes, true, true).await
     }
@@ -343,12 +349,17 @@ impl Task {
             .with_start_revision(self.last.saturating_add(1))
             .with_progress_notify();
         let wait = self.store.request_timeout();
+        let mut moves = self.store.moves();
         let mut stream = self.store.watch(Range::All, options).await?;
         let mut created = false;
         let mut progress = Progress::default();
         loop {
             let message = if created {
-                let Ok(message) = timeout(self.config.progress, stream.message()).await else {
+                let next = tokio::select! {
+                    _ = moves.changed() => return Err(End::Moved),
+                    next = timeout(self.config.progress, stream.message()) => next,
+                };
+                let Ok(message) = next else {
                     progress.unanswered += 1;
                     if progress.unanswered > UNANSWERED_MAX {
                         return Err(self.store.late(self.config.progress * UNANSWERED_MAX).into());
@@ -379,6 +390,10 @@ impl Task {
             }
             let now = message.header().map_or(0, etcd_client::ResponseHeader::revision);
             if message.created() {
+                let cluster = message.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+                if cluster != self.cluster {
+                    return Err(End::Lost("this is another store".to_owned()));
+                }
                 // A store that was restored from a backup counts anew from an older revision, and
                 // the watch would wait for one that means something else.
                 if now < self.last {

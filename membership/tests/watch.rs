@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Backend, DEADLINE, Door, State, World};
+use common::{Backend, DEADLINE, Door, State, World, until};
 use etcd_client::{Client, TxnOp};
 use membership::endpoint::{self, EndpointSpec};
 use membership::ipam::REST;
@@ -18,9 +18,11 @@ use membership::watch::{Known, Watch, WatchConfig, WatchStatus};
 use tokio::time::{Instant, timeout_at};
 
 on_each_store!(
+    a_reload_moves_the_watch_at_once,
     a_silent_store_is_noticed,
     a_snapshot_tells_what_vanished,
     an_idle_watch_keeps_up_with_what_does_not_concern_it,
+    another_store_is_listed_and_compared,
     bad_records_are_set_aside_and_the_rest_goes_on,
     compaction_while_away_is_healed_by_a_listing,
     many_pages_are_one_listing,
@@ -150,6 +152,49 @@ async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World
         })
         .await;
     world.stop().await;
+}
+
+async fn a_reload_moves_the_watch_at_once(_: Backend, world: World) {
+    let network = create(&world.store(), "web").await;
+    let (old, new) = (Door::open(&world).await, Door::open(&world).await);
+    let mut config = world.config();
+    config.endpoints = vec![old.url()];
+    let store = Store::lazy(config.clone()).unwrap();
+    let mut follower = Follower::new(store.clone(), View::new(), Known::new());
+    follower.until("the listing", |view| view.networks().count() == 1).await;
+    config.endpoints = vec![new.url()];
+    store.reload(config).unwrap();
+    assert!(store.endpoints().contains(&new.url()));
+    // The old way is closed as soon as the new one is in use: nobody is there to miss it.
+    until("the watch has moved", async || new.connections() > 0 && old.connections() == 0).await;
+    old.set(State::Shut);
+    let made = attach(&world.store(), &network).await;
+    follower.until("what comes now", |view| view.endpoint(&network.id, &made.id).is_some()).await;
+    assert_eq!(follower.resyncs, 1, "resumed, not listed again");
+}
+
+async fn another_store_is_listed_and_compared(backend: Backend, _: World) {
+    let (first, second) = (World::alone(backend).await, World::alone(backend).await);
+    let gone = create(&first.store(), "gone").await;
+    // The second one's revisions are ahead, so a watch could go on in it and tell nothing.
+    let mut config = second.config();
+    config.prefix = first.config().prefix;
+    let other = Store::lazy(config.clone()).unwrap();
+    let present = create(&other, "present").await;
+    for _ in 0..5 {
+        attach(&other, &present).await;
+    }
+    let store = first.store();
+    let mut follower = Follower::new(store.clone(), View::new(), Known::new());
+    follower.until("the listing", |view| view.networks().count() == 1).await;
+    store.reload(config).unwrap();
+    follower
+        .until("the other store", |view| {
+            view.network(&gone.id).is_none() && view.endpoints().count() == 5
+        })
+        .await;
+    assert_eq!(follower.resyncs, 2, "listed again");
+    follower.equals(&other).await;
 }
 
 /// With the servers as they come: without being asked, etcd would say nothing for ten minutes.

@@ -243,6 +243,8 @@ struct Task {
     lease: i64,
     /// Whether the first registration has been made and our incarnation is settled.
     settled: bool,
+    /// Tells when the store has another connection.
+    moves: watch::Receiver<u64>,
     state: watch::Sender<SessionState>,
     incarnation: watch::Sender<u64>,
 }
@@ -258,7 +260,8 @@ impl Task {
         let cause = "not registered yet".to_owned();
         let (state, _) = watch::channel(SessionState::Offline { since: Instant::now(), cause });
         let (incarnation, _) = watch::channel(host.incarnation);
-        Self { store, host, ttl, lease: 0, settled: false, state, incarnation }
+        let moves = store.moves();
+        Self { store, host, ttl, lease: 0, settled: false, moves, state, incarnation }
     }
 
     async fn run(&mut self, mut commands: mpsc::Receiver<Command>) {
@@ -297,11 +300,13 @@ impl Task {
         }
     }
 
-    /// Serves commands while offline, until it is time to try again. True when closed.
+    /// Serves commands while offline, until it is time to try again, which it is at once when the
+    /// store has another connection. True when closed.
     async fn wait(&mut self, until: Instant, commands: &mut mpsc::Receiver<Command>) -> bool {
         loop {
             tokio::select! {
                 () = sleep_until(until) => return false,
+                Ok(()) = self.moves.changed() => return false,
                 command = commands.recv() => {
                     if self.serve(command).await {
                         return true;
@@ -320,6 +325,16 @@ impl Task {
         loop {
             tokio::select! {
                 () = sleep_until(confirmed + third) => {}
+                // The lease goes on over the new connection.
+                Ok(()) = self.moves.changed() => {
+                    beat = self.open().await.inspect_err(|error| {
+                        if *error == store::Error::LeaseEnded {
+                            self.lease = 0;
+                        }
+                    })?;
+                    confirmed = Instant::now();
+                    continue;
+                }
                 command = commands.recv() => {
                     if self.serve(command).await {
                         return Ok(Ended::Closed);

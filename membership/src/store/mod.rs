@@ -20,7 +20,7 @@ use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KvClient, LeaseClient, LeaseKeepAliveStream,
     LeaseKeeper, MaintenanceClient, PutOptions, Txn, TxnOp, WatchClient, WatchOptions, WatchStream,
 };
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use config::{Credentials, StoreConfig, TlsFiles};
@@ -54,6 +54,8 @@ struct Connection {
 struct Inner {
     keys: Keys,
     connection: RwLock<Arc<Connection>>,
+    /// Counts how often it was replaced.
+    moves: watch::Sender<u64>,
     turn: Mutex<()>,
 }
 
@@ -155,23 +157,39 @@ impl Store {
         config.check()?;
         let keys = Keys::new(&config.prefix)?;
         let connection = RwLock::new(Arc::new(Connection::new(config)));
-        Ok(Self { inner: Arc::new(Inner { keys, connection, turn: Mutex::new(()) }) })
+        let moves = watch::Sender::new(0);
+        Ok(Self { inner: Arc::new(Inner { keys, connection, moves, turn: Mutex::new(()) }) })
     }
 
-    /// Uses other endpoints, files or credentials from the next call on. Open watches and sessions
-    /// move over when their streams end.
+    /// Uses other endpoints, files or credentials from the next call on. Files are read again even
+    /// if their names are the same. Open watches and sessions move over at once.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for a configuration that cannot work, another prefix among them.
     pub fn reload(&self, config: StoreConfig) -> Result<(), Error> {
-        config.check()?;
-        if Keys::new(&config.prefix)? != self.inner.keys {
+        self.adopt(&Self::lazy(config)?)
+    }
+
+    /// Uses the connection of another one, which has been tried, from the next call on; else as
+    /// [`Self::reload`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] when the other one has another prefix.
+    pub fn adopt(&self, tried: &Self) -> Result<(), Error> {
+        if tried.inner.keys != self.inner.keys {
             return Err(Error::Config("the prefix cannot change while the agent runs".into()));
         }
-        let mut current = self.inner.connection.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(Connection::new(config));
+        let connection = tried.connection();
+        *self.inner.connection.write().unwrap_or_else(PoisonError::into_inner) = connection;
+        self.inner.moves.send_modify(|moves| *moves += 1);
         Ok(())
+    }
+
+    /// Tells each time that [`Self::reload`] or [`Self::adopt`] has replaced the connection.
+    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
+        self.inner.moves.subscribe()
     }
 
     /// The keys of this store.
@@ -279,8 +297,14 @@ impl Store {
                 async move { c.kv.get(from, Some(options)).await }
             })
             .await?;
+        let header = answer.header();
+        let cluster = header.map_or(0, etcd_client::ResponseHeader::cluster_id);
         if pages.revision == 0 {
-            pages.revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            pages.revision = header.map_or(0, etcd_client::ResponseHeader::revision);
+            pages.cluster = cluster;
+        } else if pages.cluster != cluster {
+            // The connection has moved to another store: its revisions are others.
+            return Err(Error::Compacted);
         }
         let entries: Vec<Entry> = answer.kvs().iter().map(Entry::new).collect();
         if answer.more()
@@ -507,6 +531,8 @@ pub(crate) struct Pages {
     end: Vec<u8>,
     /// The revision of the listing, known after the first page.
     pub(crate) revision: i64,
+    /// The id of the cluster that answers, as its revision.
+    pub(crate) cluster: u64,
 }
 
 impl Pages {
@@ -516,7 +542,7 @@ impl Pages {
         if let Some(last) = end.last_mut() {
             *last = last.saturating_add(1);
         }
-        Self { next: Some(prefix.as_bytes().to_vec()), end, revision: 0 }
+        Self { next: Some(prefix.as_bytes().to_vec()), end, revision: 0, cluster: 0 }
     }
 }
 

@@ -265,6 +265,7 @@ pub struct Door {
     port: u16,
     /// The state, and how often the door was shut.
     state: watch::Sender<(State, u64)>,
+    connections: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
 
@@ -274,12 +275,24 @@ impl Door {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (state, receiver) = watch::channel((State::Open, 0));
+        let connections = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, target.clone(), receiver.clone()));
+                let (target, state, count) = (target.clone(), receiver.clone(), Arc::clone(&count));
+                tokio::spawn(async move {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    relay(client, target, state).await;
+                    count.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
-        Self { port, state, task }
+        Self { port, state, connections, task }
+    }
+
+    /// How many connections are open now.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub fn url(&self) -> String {
