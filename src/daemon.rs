@@ -11,11 +11,15 @@
 //! 5. attachments of the last run taken over: traffic flows from here on, store or not
 //! 6. watch, session, control socket, metrics; `READY=1` to the service manager
 //!
+//! `SIGHUP` reads the configuration again and moves to another store connection ([`reload`]).
+//!
 //! Stop is the reverse and takes nothing down: namespaces, bridges, TAPs and the containers'
 //! interfaces stay for the next start. `skybridge agent --cleanup` is what removes them.
 //!
 //! Threads: one tokio runtime for all control, one of its own for the embedded store (a slow disk
 //! must not hold up the agent), and the workers, which know neither.
+
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,7 +43,7 @@ use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
 use crate::agent::{Agent, Parts, SNAPSHOT, api};
-use crate::config::{Capability, Config, LogFormat};
+use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
 use crate::link::{self, NetNs, Owner};
@@ -77,11 +81,12 @@ impl Failure {
     }
 }
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until it is told to stop. `read` reads the configuration again.
 ///
 /// # Errors
 /// With cause and next step; what was started is stopped again.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
+pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure> {
+    let config = &effective.config;
     let format = match config.log.format {
         LogFormat::Json => logs::Format::Json,
         LogFormat::Text => logs::Format::Text,
@@ -101,7 +106,7 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|err| Failure::new("the agent cannot start its threads", err))?;
-    let ended = runtime.block_on(serve(config, state, embedded.as_ref()));
+    let ended = runtime.block_on(serve(effective, read, state, embedded.as_ref()));
     drop(runtime);
     if let Some(embedded) = embedded {
         embedded.stop();
@@ -198,14 +203,17 @@ impl EmbeddedStore {
 }
 
 async fn serve(
-    config: Config,
+    effective: Effective,
+    read: config::Read,
     state: StateDir,
     embedded: Option<&EmbeddedStore>,
 ) -> Result<(), Failure> {
     let cannot = |cause: String| Failure::new("the agent cannot start", cause);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| cannot(e.to_string()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| cannot(e.to_string()))?;
-    let config = Arc::new(config);
+    // From the first moment: without a handler the signal would end the process.
+    let hangup = signal(SignalKind::hangup()).map_err(|e| cannot(e.to_string()))?;
+    let config = Arc::new(effective.config.clone());
     let name = HostName::new(&config.name).map_err(|err| cannot(err.to_string()))?;
     let identity = Identity::start(state.path()).map_err(|err| cannot(err.to_string()))?;
     let vteps = own_vteps(&config).await?;
@@ -288,6 +296,7 @@ async fn serve(
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
+    ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let until = async move {

@@ -120,6 +120,8 @@ pub struct Batch {
     /// Whether the consumer has everything up to `revision` now: false only in all but the last
     /// batch of a listing.
     pub complete: bool,
+    /// When it came from the store; for all batches of a listing, when that began.
+    pub began: Instant,
 }
 
 /// Whether the watch is connected.
@@ -313,6 +315,7 @@ impl Task {
 
     /// Lists everything and hands on what the consumer does not have.
     async fn list(&mut self) -> Result<(), End> {
+        let began = Instant::now();
         let mut pages = Pages::new(&self.store.keys().range(Range::All));
         let mut listed = HashMap::with_capacity(self.known.len());
         while let Some(entries) = self.store.page(&mut pages).await? {
@@ -329,7 +332,7 @@ impl Task {
                     self.known.insert(key, event_revision(event));
                 }
             }
-            self.send(pages.revision, events, true, false).await?;
+            self.send(began, pages.revision, events, true, false).await?;
         }
         let mut vanished: Vec<Vec<u8>> =
             self.known.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
@@ -339,7 +342,7 @@ impl Task {
         self.last = pages.revision;
         self.cluster = pages.cluster;
         info!(revision = self.last, keys = self.known.len(), "the store is listed");
-        self.send(pages.revision, deletes, true, true).await
+        self.send(began, pages.revision, deletes, true, true).await
     }
 
     /// Watches from the last revision on until the stream ends.
@@ -381,6 +384,7 @@ impl Task {
                     hint: "it is opened again by itself",
                 }));
             };
+            let began = Instant::now();
             if message.compact_revision() != 0 {
                 return Err(Error::Compacted.into());
             }
@@ -447,7 +451,7 @@ impl Task {
                 }
             }
             self.last = revision;
-            self.send(revision, events, false, true).await?;
+            self.send(began, revision, events, false, true).await?;
             self.connected();
         }
     }
@@ -470,6 +474,7 @@ impl Task {
 
     async fn send(
         &self,
+        began: Instant,
         revision: i64,
         events: Vec<Event>,
         resync: bool,
@@ -478,7 +483,7 @@ impl Task {
         if events.is_empty() && !(resync && complete) {
             return Ok(());
         }
-        let batch = Batch { revision: Revision(revision), events, resync, complete };
+        let batch = Batch { revision: Revision(revision), events, resync, complete, began };
         self.sender.send(batch).await.map_err(|_| End::Closed)
     }
 

@@ -28,6 +28,7 @@ pub mod state;
 pub mod tables;
 pub mod tasks;
 
+mod convergence;
 mod errors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ use tokio::sync::watch;
 pub use errors::{endpoint_error, link_error, network_error, state_error, store_error};
 
 use crate::config::Config;
-use crate::control::types::Error;
+use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
 use crate::link::source_check::{self, Guarded};
 use networks::{LocalNetwork, Networks};
@@ -90,6 +91,8 @@ pub struct Agent {
     /// Endpoints whose devices this run has set up or taken over.
     settled: Mutex<BTreeSet<String>>,
     warnings: Mutex<BTreeMap<String, Warning>>,
+    /// What the last reload of the configuration came to, and when.
+    reload: Mutex<Option<(Instant, Reload)>>,
     /// Held while the snapshot is written: an aborted task goes on writing for a while.
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
@@ -146,6 +149,7 @@ impl Agent {
             attachments: Mutex::new(parts.attachments),
             settled: Mutex::default(),
             warnings: Mutex::default(),
+            reload: Mutex::default(),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),
@@ -340,6 +344,20 @@ impl Agent {
         if warnings.remove(key).is_some() {
             tracing::info!(key, "no longer needs attention");
         }
+    }
+
+    /// Notes what a reload of the configuration came to.
+    pub fn note_reload(&self, reload: Reload) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), reload));
+    }
+
+    /// What the last reload of the configuration came to.
+    #[must_use]
+    pub fn last_reload(&self) -> Option<Reload> {
+        let last = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, reload) = last.as_ref()?;
+        Some(Reload { since_ms: at.elapsed().as_millis() as u64, ..reload.clone() })
     }
 
     /// What needs attention now.
