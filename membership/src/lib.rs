@@ -23,6 +23,7 @@
 //! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
 //! tables stay as they are, and everything here tries again by itself. No packet is seen here.
 
+mod backoff;
 pub mod embedded;
 pub mod endpoint;
 mod file;

@@ -266,7 +266,8 @@ impl View {
         known
     }
 
-    /// Applies one event and says what it changed. An event older than what is held is ignored.
+    /// Applies one event and says what it changed. Events come in order; one with a lower revision than
+    /// what is held comes from a store that was restored, and counts.
     pub fn apply(&mut self, event: Event) -> Change {
         match event {
             Event::Bad { key, error, revision, .. } => {

@@ -9,9 +9,9 @@ use common::{Backend, DEADLINE, Door, State, World, until};
 use etcd_client::{Client, TxnOp};
 use membership::endpoint::{self, EndpointSpec};
 use membership::ipam::REST;
-use membership::key::{HostName, NetworkName, Range};
+use membership::key::{EndpointId, HostName, Key, NetworkName, Range};
 use membership::network::{self, NetworkSpec};
-use membership::record::NetworkRecord;
+use membership::record::{EndpointRecord, NetworkRecord};
 use membership::store::Store;
 use membership::view::View;
 use membership::watch::{Known, Watch, WatchConfig, WatchStatus};
@@ -19,7 +19,10 @@ use tokio::time::{Instant, timeout_at};
 
 on_each_store!(
     a_reload_moves_the_watch_at_once,
+    a_restored_store_is_noticed_when_it_is_ahead_again,
+    a_restored_store_is_noticed_while_it_is_behind,
     a_silent_store_is_noticed,
+    a_snapshot_of_another_history_is_corrected,
     a_snapshot_tells_what_vanished,
     an_idle_watch_keeps_up_with_what_does_not_concern_it,
     another_store_is_listed_and_compared,
@@ -37,13 +40,14 @@ async fn create(store: &Store, name: &str) -> NetworkRecord {
     network::create(store, &spec(name)).await.unwrap()
 }
 
-async fn attach(store: &Store, network: &NetworkRecord) -> membership::record::EndpointRecord {
+async fn attach(store: &Store, network: &NetworkRecord) -> EndpointRecord {
     let host = HostName::new("h1").unwrap();
     endpoint::create(store, network, &host, 1, &EndpointSpec::default()).await.unwrap()
 }
 
 fn quick() -> WatchConfig {
-    WatchConfig { pause_max: Duration::from_millis(200), ..WatchConfig::default() }
+    let pause_max = Duration::from_millis(200);
+    WatchConfig { pause_max, grace: Duration::from_secs(2), ..WatchConfig::default() }
 }
 
 /// A watch with the view that it fills.
@@ -51,11 +55,12 @@ struct Follower {
     watch: Watch,
     view: View,
     resyncs: u32,
+    rollbacks: u32,
 }
 
 impl Follower {
     fn new(store: Store, view: View, known: Known) -> Self {
-        Self { watch: Watch::start(store, quick(), known), view, resyncs: 0 }
+        Self { watch: Watch::start(store, quick(), known), view, resyncs: 0, rollbacks: 0 }
     }
 
     async fn until(&mut self, what: &str, holds: impl Fn(&View) -> bool) {
@@ -66,6 +71,7 @@ impl Follower {
             let batch = batch.unwrap_or_else(|_| panic!("not in time: {what}")).unwrap();
             complete = batch.complete;
             self.resyncs += u32::from(batch.resync && batch.complete);
+            self.rollbacks += u32::from(batch.rolled_back);
             for event in batch.events {
                 self.view.apply(event);
             }
@@ -113,6 +119,129 @@ async fn the_watch_survives_the_end_of_the_store(backend: Backend, _: World) {
     assert_eq!(follower.resyncs, 1, "resumed, not listed again");
     assert!(follower.watch.status().borrow().is_connected());
     follower.equals(&store).await;
+}
+
+/// The store is put back to a backup, and by the time that the watch sees it again it has counted
+/// beyond what the watch has seen: no revision tells. One endpoint came after the backup, one went,
+/// one key has another content at the same revision.
+async fn a_restored_store_is_noticed_when_it_is_ahead_again(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let (kept, gone) = (attach(&store, &network).await, attach(&store, &network).await);
+    let backup = world.backup().await;
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    let mut away = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
+    away.until("the listing", |view| view.endpoints().count() == 2).await;
+    let late = attach(&store, &network).await;
+    endpoint::remove(&store, &network.id, &gone.id, Duration::ZERO).await.unwrap();
+    away.until("what changed after the backup", |view| {
+        view.endpoint(&network.id, &late.id).is_some()
+            && view.endpoint(&network.id, &gone.id).is_none()
+    })
+    .await;
+    let seen = away.view.revision().0;
+    door.set(State::Shut);
+    world.stop().await;
+    world.restore(&backup);
+    world.restart().await;
+    let other = attach(&store, &network).await;
+    while store.status().await.unwrap().revision <= seen + 3 {
+        let more = attach(&store, &network).await;
+        endpoint::remove(&store, &network.id, &more.id, Duration::ZERO).await.unwrap();
+    }
+    door.set(State::Open);
+    away.until("what the backup has", |view| {
+        view.endpoint(&network.id, &gone.id).is_some()
+            && view.endpoint(&network.id, &other.id).is_some()
+    })
+    .await;
+    assert_eq!((away.rollbacks, away.resyncs), (1, 2));
+    // What its owner may write again stays for a while.
+    assert!(away.view.endpoint(&network.id, &late.id).is_some());
+    assert!(away.view.endpoint(&network.id, &kept.id).is_some());
+    away.until("what nobody wrote again", |view| view.endpoint(&network.id, &late.id).is_none())
+        .await;
+    away.equals(&store).await;
+}
+
+/// The store is put back to a backup under an open watch; what its owner writes again never leaves.
+async fn a_restored_store_is_noticed_while_it_is_behind(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let backup = world.backup().await;
+    let late = attach(&store, &network).await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the listing", |view| view.endpoints().count() == 1).await;
+    world.stop().await;
+    world.restore(&backup);
+    world.restart().await;
+    follower.until("the restored store", |view| view.endpoints().count() == 1).await;
+    assert_eq!(follower.rollbacks, 1);
+    let host = HostName::new("h1").unwrap();
+    let again = EndpointSpec {
+        id: Some(late.id.clone()),
+        ips: late.ips.clone(),
+        mac: Some(late.mac),
+        ..EndpointSpec::default()
+    };
+    let again = endpoint::create(&store, &network, &host, 2, &again).await.unwrap();
+    follower
+        .until("it is written again", |view| {
+            view.endpoint(&network.id, &late.id).is_some_and(|item| *item.record == again)
+        })
+        .await;
+    let other = attach(&store, &network).await;
+    // Past the grace, with something to wake for.
+    tokio::time::sleep(quick().grace).await;
+    endpoint::remove(&store, &network.id, &other.id, REST).await.unwrap();
+    follower.until("the rest", |view| view.endpoints().count() == 1).await;
+    assert!(follower.view.endpoint(&network.id, &late.id).is_some());
+    follower.equals(&store).await;
+}
+
+/// Writes an endpoint's record with another name, in one revision.
+async fn rename(world: &World, record: &EndpointRecord, name: &str) {
+    let record = EndpointRecord { name: Some(name.to_owned()), ..record.clone() };
+    let key = Key::Endpoint(record.network.clone(), record.id.clone());
+    let key = world.store().keys().encode(&key);
+    world.raw().await.put(key, serde_json::to_vec(&record).unwrap(), None).await.unwrap();
+}
+
+/// A snapshot of a host that was away over a restoration: the same key has another content at the
+/// same revision.
+async fn a_snapshot_of_another_history_is_corrected(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let kept = attach(&store, &network).await;
+    let backup = world.backup().await;
+    rename(&world, &kept, "before").await;
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the listing", |view| view.endpoints().count() == 1).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("view.json");
+    follower.view.save(&path).unwrap();
+    let revision = follower.view.revision();
+    drop(follower);
+    world.stop().await;
+    world.restore(&backup);
+    world.restart().await;
+    rename(&world, &kept, "after").await;
+    assert_eq!(store.status().await.unwrap().revision, revision.0, "the revision says nothing");
+    let view = View::load(&path).unwrap().unwrap();
+    let known = view.known();
+    let mut later = Follower::new(world.store(), view, known);
+    later
+        .until("the content that counts", |view| {
+            view.endpoint(&network.id, &kept.id)
+                .is_some_and(|item| item.record.name.as_deref() == Some("after"))
+        })
+        .await;
+    later.equals(&store).await;
 }
 
 async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World) {
@@ -207,7 +336,7 @@ async fn an_idle_watch_keeps_up_with_what_does_not_concern_it(backend: Backend, 
     config.endpoints = vec![door.url()];
     let watch = WatchConfig { progress: Duration::from_millis(100), ..quick() };
     let watch = Watch::start(Store::lazy(config).unwrap(), watch, Known::new());
-    let mut follower = Follower { watch, view: View::new(), resyncs: 0 };
+    let mut follower = Follower { watch, view: View::new(), resyncs: 0, rollbacks: 0 };
     follower.until("the listing", |view| view.networks().count() == 1).await;
 
     let mut raw = world.raw().await;
@@ -243,9 +372,9 @@ async fn many_pages_are_one_listing(_: Backend, world: World) {
     let count = 1300;
     let ops: Vec<TxnOp> = (0..count)
         .map(|number| {
-            let id = membership::key::EndpointId::new(format!("e{number:05}")).unwrap();
-            let record = membership::record::EndpointRecord { id: id.clone(), ..record.clone() };
-            let key = membership::key::Key::Endpoint(network.id.clone(), id);
+            let id = EndpointId::new(format!("e{number:05}")).unwrap();
+            let record = EndpointRecord { id: id.clone(), ..record.clone() };
+            let key = Key::Endpoint(network.id.clone(), id);
             TxnOp::put(store.keys().encode(&key), serde_json::to_vec(&record).unwrap(), None)
         })
         .collect();

@@ -11,6 +11,7 @@
 
 mod config;
 mod error;
+mod history;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KvClient, LeaseClient, LeaseKeepAliveStream,
     LeaseKeeper, MaintenanceClient, PutOptions, Txn, TxnOp, WatchClient, WatchOptions, WatchStream,
 };
-use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use config::{Credentials, StoreConfig, TlsFiles};
@@ -34,6 +35,8 @@ use crate::record::{self, Stored};
 pub const MESSAGE_MAX: usize = 64 * 1024 * 1024;
 /// Most tries of one call.
 const TRIES_MAX: usize = 40;
+/// Longest pause between the tries of one call while the store has no leader.
+const NO_LEADER_PAUSE: Duration = Duration::from_millis(500);
 /// Keys in one page of a listing.
 pub const PAGE: usize = 500;
 
@@ -57,6 +60,8 @@ struct Inner {
     /// Counts how often it was replaced.
     moves: watch::Sender<u64>,
     turn: Mutex<()>,
+    /// Notified with every answer.
+    answered: Notify,
 }
 
 /// The store. Clones share one connection set.
@@ -157,8 +162,15 @@ impl Store {
         config.check()?;
         let keys = Keys::new(&config.prefix)?;
         let connection = RwLock::new(Arc::new(Connection::new(config)));
-        let moves = watch::Sender::new(0);
-        Ok(Self { inner: Arc::new(Inner { keys, connection, moves, turn: Mutex::new(()) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                keys,
+                connection,
+                moves: watch::Sender::new(0),
+                turn: Mutex::new(()),
+                answered: Notify::new(),
+            }),
+        })
     }
 
     /// Uses other endpoints, files or credentials from the next call on. Files are read again even
@@ -450,6 +462,12 @@ impl Store {
         Error::Timeout { endpoints: self.endpoints(), seconds: waited.as_secs() }
     }
 
+    /// Waits until a call of anybody in this process is answered: who waits to try again need not
+    /// wait longer.
+    pub(crate) async fn answered(&self) {
+        self.inner.answered.notified().await;
+    }
+
     /// Orders the allocations of this process one after the other, so that they do not make each
     /// other's transactions fail. Other processes meet in the store.
     pub(crate) async fn turn(&self) -> MutexGuard<'_, ()> {
@@ -475,6 +493,7 @@ impl Store {
             many => many.saturating_mul(8).min(TRIES_MAX),
         };
         let mut attempt = 0;
+        let mut pause = Duration::from_millis(20);
         loop {
             let once = async {
                 let clients = connection.clients().await?;
@@ -483,7 +502,10 @@ impl Store {
                     .map_err(|error| Error::from_client(&error, &connection.endpoints))
             };
             let error = match timeout_at(deadline, once).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.inner.answered.notify_waiters();
+                    return Ok(answer);
+                }
                 Ok(Err(Error::Timeout { .. })) | Err(_) => {
                     return Err(Error::Timeout {
                         endpoints: connection.endpoints.clone(),
@@ -496,7 +518,11 @@ impl Store {
             if attempt >= tries || !error.is_transient() || Instant::now() >= deadline {
                 return Err(error);
             }
-            sleep(jitter(Duration::from_millis(20))).await;
+            // A cluster without a leader answers at once, and asking it often does not help it.
+            sleep(jitter(pause)).await;
+            if matches!(error, Error::NoLeader { .. }) {
+                pause = (pause * 2).min(NO_LEADER_PAUSE);
+            }
         }
     }
 }

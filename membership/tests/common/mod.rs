@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -126,7 +127,7 @@ fn shared(version: Version) -> Arc<Etcd> {
 struct Embedded {
     server: Option<embedded::Server>,
     config: embedded::Config,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 enum Server {
@@ -164,10 +165,14 @@ impl World {
                 let server = embedded::Server::start(config.clone()).await.unwrap();
                 let url = format!("http://{listen}");
                 let server = Some(server);
-                let embedded = Embedded { server, config, _directory: directory };
+                let embedded = Embedded { server, config, directory };
                 (Server::Embedded(Box::new(embedded)), url)
             }
         };
+        Self::of(server, url).await
+    }
+
+    async fn of(server: Server, url: String) -> Self {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("/test-{}-{count}", std::process::id());
         let world = Self { server, url, prefix };
@@ -214,6 +219,36 @@ impl World {
         }
     }
 
+    fn data(&self) -> &Path {
+        match &self.server {
+            Server::Alone(etcd) => etcd.directory.path(),
+            Server::Embedded(embedded) => embedded.directory.path(),
+            Server::Shared(_) => panic!("a shared server is not restored"),
+        }
+    }
+
+    /// A copy of the data of the server, which is away while it is made.
+    pub async fn backup(&mut self) -> TempDir {
+        self.stop().await;
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(self.data(), copy.path());
+        self.restart().await;
+        copy
+    }
+
+    /// Puts a copy in the place of the data of a server that was stopped.
+    pub fn restore(&self, copy: &TempDir) {
+        for entry in std::fs::read_dir(self.data()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        copy_tree(copy.path(), self.data());
+    }
+
     /// Starts the server again on its data.
     pub async fn restart(&mut self) {
         match &mut self.server {
@@ -225,6 +260,19 @@ impl World {
             Server::Shared(_) => panic!("a shared server is not restarted"),
         }
         self.answers().await;
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 
