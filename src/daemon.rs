@@ -42,7 +42,7 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, Parts, SNAPSHOT, api};
+use crate::agent::{Agent, Parts, SNAPSHOT, api, republish};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -52,6 +52,9 @@ use crate::telemetry::{logs, metrics};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
 
+/// The least time that what a restored store lacks counts as present: its owners come back within
+/// two seconds and write it again.
+const GRACE: Duration = Duration::from_secs(10);
 /// How long the session may take to say goodbye to the store.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long one request to the store may take: somebody waits at a command for one or two of them.
@@ -242,7 +245,8 @@ async fn serve(
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
     let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
-    let watch = Watch::start(store.clone(), WatchConfig::default(), known);
+    let wanted = WatchConfig { grace: config.store.hold_down.max(GRACE), ..WatchConfig::default() };
+    let watch = Watch::start(store.clone(), wanted, known);
     let host = host_record(&name, &identity, &vteps, underlay_mtu);
     let session = Arc::new(Session::spawn(store.clone(), host, config.store.lease));
     let (notes, bad) = state.attachments();
@@ -295,6 +299,7 @@ async fn serve(
     let mut ended = tokio::task::JoinSet::new();
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
+    ended.spawn(republish::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));

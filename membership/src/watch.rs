@@ -139,6 +139,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Takes in the batch that follows, so that both can be applied as one; it began when the
+    /// earlier one did.
+    pub fn join(&mut self, next: Self) {
+        self.revision = next.revision;
+        self.events.extend(next.events);
+        self.resync |= next.resync;
+        self.complete = next.complete;
+        self.rolled_back |= next.rolled_back;
+    }
+
     fn listed(began: Instant, revision: i64, events: Vec<Event>) -> Self {
         let revision = Revision(revision);
         Self { revision, events, resync: true, complete: false, began, rolled_back: false }

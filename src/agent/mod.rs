@@ -15,6 +15,7 @@
 //!
 //! - *follow* ([`tasks`]): applies the watch to the tables and reacts to what changed;
 //! - *session*: keeps this host's record under a lease, for as long as the agent runs;
+//! - *republish*: writes again what the store has lost of this host;
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
 //!   told, notices sandboxes that are gone.
 //!
@@ -24,6 +25,7 @@ pub mod api;
 pub mod attention;
 pub mod figures;
 pub mod networks;
+pub mod republish;
 pub mod state;
 pub mod tables;
 pub mod tasks;
@@ -99,6 +101,8 @@ pub struct Agent {
     restoring: tokio::sync::Mutex<()>,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
+    /// What the store may have lost of this host.
+    doubts: republish::Doubts,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
     /// When it started.
@@ -154,6 +158,7 @@ impl Agent {
             restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
+            doubts: republish::Doubts::default(),
             embedded: parts.embedded,
             started: Instant::now(),
         }
@@ -247,6 +252,13 @@ impl Agent {
     pub fn attachments(&self) -> Vec<Attachment> {
         let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
         all.values().cloned().collect()
+    }
+
+    /// Whether an endpoint is attached here.
+    #[must_use]
+    pub fn has_attachment(&self, endpoint: &str) -> bool {
+        let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(endpoint).is_some_and(|note| note.stage == Stage::Attached)
     }
 
     /// Notes an attachment on disk and in memory.

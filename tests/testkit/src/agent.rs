@@ -21,7 +21,7 @@ const READY: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct AgentSpec {
     vtep: IpAddr,
-    stores: Vec<SocketAddr>,
+    stores: Vec<String>,
     embedded: Option<SocketAddr>,
     config: Option<String>,
     args: Vec<String>,
@@ -36,8 +36,14 @@ impl AgentSpec {
 
     /// Uses the store at `address`, in clear.
     #[must_use]
-    pub fn store(mut self, address: SocketAddr) -> Self {
-        self.stores.push(address);
+    pub fn store(self, address: SocketAddr) -> Self {
+        self.store_url(&format!("http://{address}"))
+    }
+
+    /// Uses the store at `url`.
+    #[must_use]
+    pub fn store_url(mut self, url: &str) -> Self {
+        self.stores.push(url.to_owned());
         self
     }
 
@@ -166,7 +172,7 @@ impl Agent {
             command.args(["--embedded-store", &address.to_string()]);
         }
         for store in &spec.stores {
-            command.args(["--store", &format!("http://{store}")]);
+            command.args(["--store", store]);
         }
         command.args(&spec.args);
         command
@@ -275,7 +281,7 @@ impl Agent {
             command.args(["--embedded-store", &address.to_string()]);
         }
         for store in &self.0.spec.stores {
-            command.args(["--store", &format!("http://{store}")]);
+            command.args(["--store", store]);
         }
         command
     }
