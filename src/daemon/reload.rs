@@ -86,11 +86,12 @@ fn tell(agent: &Agent, outcome: &Reload) {
         );
     }
     match &outcome.cause {
-        Some(cause) if !outcome.applied => agent.warn(
-            REFUSED,
-            format!("the configuration was not reloaded, nothing is changed: {cause}"),
-            outcome.next_step.clone(),
-        ),
+        Some(cause) if !outcome.applied => {
+            // Each refusal has a line; what needs attention is logged when it begins.
+            tracing::warn!(err = cause, "the configuration was not reloaded, nothing is changed");
+            let text = format!("the configuration was not reloaded, nothing is changed: {cause}");
+            agent.warn(REFUSED, text, outcome.next_step.clone());
+        }
         Some(cause) => {
             agent.clear_warning(REFUSED);
             tracing::warn!(changed, err = cause, "the configuration is reloaded");

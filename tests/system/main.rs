@@ -14,6 +14,7 @@ mod interop;
 mod lab;
 mod offload;
 mod recovery;
+mod reload;
 mod support;
 mod traffic;
 mod wire;
@@ -30,5 +31,6 @@ fn main() {
     recovery::register(&mut suite);
     faults::register(&mut suite);
     errors::register(&mut suite);
+    reload::register(&mut suite);
     suite.run();
 }
