@@ -26,9 +26,10 @@
 //! for ever. Messages are rate limited. A consumer that does not read stops the task, and the
 //! stream behind it; nothing piles up.
 
+mod batch;
 mod history;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use etcd_client::WatchOptions;
@@ -37,6 +38,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
+
+pub use batch::{Batch, Event};
 
 use crate::backoff::{self, Backoff};
 use crate::key::{Key, Range};
@@ -76,87 +79,6 @@ impl Default for WatchConfig {
             warn_interval: Duration::from_secs(60),
             grace: Duration::from_secs(30),
         }
-    }
-}
-
-/// One change of the store.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A key holds something that is no record, or is no key of ours.
-    Bad {
-        /// The full key, as far as it is text.
-        key: String,
-        /// What it would name; `None` when the key itself cannot be read.
-        parsed: Option<Key>,
-        /// Why it is set aside.
-        error: String,
-        /// The revision of the change.
-        revision: Revision,
-    },
-    /// A key is gone.
-    Delete {
-        /// The key.
-        key: Key,
-        /// The revision of the change; in a listing, that of the listing.
-        revision: Revision,
-    },
-    /// A key that was bad is gone.
-    DeleteBad {
-        /// The full key, as far as it is text.
-        key: String,
-        /// The revision of the change.
-        revision: Revision,
-    },
-    /// A key holds this record.
-    Put {
-        /// The key.
-        key: Key,
-        /// The record.
-        record: Box<Record>,
-        /// The revision of the change.
-        revision: Revision,
-    },
-}
-
-/// Changes that belong together.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// The revision that the consumer has when it has applied these and all earlier ones. During a
-    /// listing, that of the listing.
-    pub revision: Revision,
-    /// The changes, in the order of their revisions (of their keys, when they are listed).
-    pub events: Vec<Event>,
-    /// Whether they come from a listing and not from the watch.
-    pub resync: bool,
-    /// Whether the consumer has everything up to `revision` now: false only in all but the last
-    /// batch of a listing.
-    pub complete: bool,
-    /// When it came from the store; for all batches of a listing, when that began.
-    pub began: Instant,
-    /// Whether the store turned out to have another history: true in the last batch of the listing
-    /// that found out.
-    pub rolled_back: bool,
-}
-
-impl Batch {
-    /// Takes in the batch that follows, so that both can be applied as one; it began when the
-    /// earlier one did.
-    pub fn join(&mut self, next: Self) {
-        self.revision = next.revision;
-        self.events.extend(next.events);
-        self.resync |= next.resync;
-        self.complete = next.complete;
-        self.rolled_back |= next.rolled_back;
-    }
-
-    fn listed(began: Instant, revision: i64, events: Vec<Event>) -> Self {
-        let revision = Revision(revision);
-        Self { revision, events, resync: true, complete: false, began, rolled_back: false }
-    }
-
-    fn watched(began: Instant, revision: i64, events: Vec<Event>) -> Self {
-        let revision = Revision(revision);
-        Self { revision, events, resync: false, complete: true, began, rolled_back: false }
     }
 }
 
@@ -446,6 +368,8 @@ impl Task {
         let mut stream = self.store.watch(Range::All, options).await?;
         let mut created = false;
         let mut progress = Progress::default();
+        // Keys of before the last revision that we do not have and whose end has not come yet.
+        let mut transient = HashSet::new();
         loop {
             let given_up = self.missing.until();
             let message = if created {
@@ -495,6 +419,12 @@ impl Task {
                 if self.cluster != cluster {
                     return Err(End::RolledBack("it is another cluster"));
                 }
+                // Once more, now that the stream would end with the store that it is of: the store may
+                // have been restored between the first look and the opening.
+                let history = history::compare(&self.store, self.mark.as_ref(), self.last).await?;
+                if history == History::Other {
+                    return Err(End::RolledBack("it has another history"));
+                }
                 created = true;
                 self.connected();
             }
@@ -502,6 +432,9 @@ impl Task {
                 // A progress notice, or the confirmation. The confirmation's revision says nothing
                 // about what is still to come.
                 let now = header.map_or(0, |header| header.revision);
+                if !message.created && now >= self.last && !transient.is_empty() {
+                    return Err(End::RolledBack("it has another history"));
+                }
                 let reached = match message.watch_id {
                     _ if message.created => 0,
                     ASKED_FOR => std::mem::replace(&mut progress.told, now),
@@ -517,8 +450,19 @@ impl Task {
             let mut revision = self.last;
             for event in message.events {
                 let Some(kv) = event.kv else { continue };
-                // Up to there nothing of ours was changed in the history that we know.
                 if kv.mod_revision <= self.last {
+                    // Between our mark and the last revision keys may have come and gone, which a
+                    // listing does not tell. Nothing that is there now was changed.
+                    if matches!(self.known.get(&kv.key), Some(Some(_))) {
+                        return Err(End::RolledBack("it has another history"));
+                    }
+                    match event.r#type {
+                        1 => transient.remove(&kv.key),
+                        _ => transient.insert(kv.key),
+                    };
+                    continue;
+                }
+                if !transient.is_empty() {
                     return Err(End::RolledBack("it has another history"));
                 }
                 revision = revision.max(kv.mod_revision);

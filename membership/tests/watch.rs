@@ -18,6 +18,7 @@ use membership::watch::{Known, Watch, WatchConfig, WatchStatus};
 use tokio::time::{Instant, timeout_at};
 
 on_each_store!(
+    a_deletion_before_the_listing_is_no_other_history,
     a_reload_moves_the_watch_at_once,
     a_restored_store_is_noticed_when_it_is_ahead_again,
     a_restored_store_is_noticed_while_it_is_behind,
@@ -281,6 +282,24 @@ async fn compaction_while_away_is_healed_by_a_listing(backend: Backend, _: World
         })
         .await;
     world.stop().await;
+}
+
+/// The last change before a listing is a deletion, which the listing cannot have.
+async fn a_deletion_before_the_listing_is_no_other_history(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    attach(&store, &network).await;
+    let mut raw = world.raw().await;
+    let key = format!("{}hosts/h1", store.keys().root());
+    for _ in 0..2 {
+        raw.put(key.clone(), "{}", None).await.unwrap();
+        raw.delete(key.clone(), None).await.unwrap();
+    }
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("the listing", |view| view.endpoints().count() == 1).await;
+    let made = attach(&store, &network).await;
+    follower.until("what comes now", |view| view.endpoint(&network.id, &made.id).is_some()).await;
+    assert_eq!((follower.resyncs, follower.rollbacks), (1, 0));
 }
 
 async fn a_reload_moves_the_watch_at_once(_: Backend, world: World) {

@@ -15,6 +15,7 @@ mod lab;
 mod offload;
 mod recovery;
 mod reload;
+mod scale;
 mod support;
 mod traffic;
 mod wire;
@@ -32,5 +33,6 @@ fn main() {
     faults::register(&mut suite);
     errors::register(&mut suite);
     reload::register(&mut suite);
+    scale::register(&mut suite);
     suite.run();
 }

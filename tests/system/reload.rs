@@ -319,7 +319,10 @@ fn what_cannot_be_used_is_refused() {
         ("stores = [".to_owned(), "line 1"),
         (format!("{good}no_such_key = 1\n"), "no_such_key"),
         (stores(&["http://192.0.2.99:2379".to_owned()]), "192.0.2.99"),
-        (format!("{good}[user]\nname = \"h1\"\npassword_file = \"/nowhere\"\n"), "password of the store cannot be read"),
+        (
+            format!("{good}[user]\nname = \"h1\"\npassword_file = \"/nowhere\"\n"),
+            "password of the store cannot be read",
+        ),
         (stores(&["http://127.0.0.1:2399".to_owned()]), "does not know this host"),
         (format!("{good}[tls]\nca = \"/nowhere\"\n"), "certificates are configured"),
     ];
