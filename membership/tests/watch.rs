@@ -29,6 +29,7 @@ on_each_store!(
     another_store_is_listed_and_compared,
     bad_records_are_set_aside_and_the_rest_goes_on,
     compaction_while_away_is_healed_by_a_listing,
+    every_kind_of_bad_record_is_set_aside,
     many_pages_are_one_listing,
     the_watch_survives_the_end_of_the_store,
 );
@@ -443,6 +444,78 @@ async fn bad_records_are_set_aside_and_the_rest_goes_on(_: Backend, world: World
     }
     follower.until("none is left", |view| view.bad().count() == 0).await;
     assert_eq!(follower.view.endpoints().count(), 1);
+}
+
+/// Every kind of record with every fault that it can have, before the listing and after it: each is
+/// named with its key and set aside, and what is right goes on.
+async fn every_kind_of_bad_record_is_set_aside(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let good = attach(&store, &network).await;
+    let root = store.keys().root().to_owned();
+    // Where each kind lies, and a record of that kind that belongs elsewhere, where it says so.
+    let host = "{\"version\":1,\"name\":\"h9\",\"id\":\"i\",\"boot_id\":\"\",\"incarnation\":1,\
+                \"router_mac\":\"00:00:5e:00:53:01\",\"underlay_mtu\":0,\"software\":\"\",\"vteps\":[]}";
+    let elsewhere = serde_json::to_string(&network).unwrap();
+    let endpoint = serde_json::to_string(&good).unwrap();
+    let kinds: [(&str, Option<&str>); 11] = [
+        ("hosts/{}", Some(host)),
+        ("known/{}", Some(host)),
+        ("vteps/192.0.2.{n}", None),
+        ("names/{}", None),
+        ("networks/{}", Some(&elsewhere)),
+        ("vnis/90{n}", None),
+        ("endpoints/n1/{}", Some(&endpoint)),
+        ("ipam/n1/blocks/198.51.100.{n}/32", None),
+        ("ipam/n1/addresses/198.51.100.{n}", None),
+        ("ipam/n1/macs/00:00:5e:00:53:0{n}", None),
+        ("ipam/n1/resting/198.51.100.{n}", None),
+    ];
+    let mut bad: Vec<(String, Vec<u8>, &str)> = Vec::new();
+    for (place, contradictory) in kinds {
+        let faults: [(&str, Vec<u8>, &str); 5] = [
+            ("garbage", b"\xff\x00{".to_vec(), "malformed"),
+            ("newer", b"{\"version\":3}".to_vec(), "version 3"),
+            ("oversized", vec![b' '; 65 * 1024], "65536 are allowed"),
+            ("incomplete", b"{\"version\":1,\"x\":[]}".to_vec(), "malformed"),
+            ("contradictory", contradictory.unwrap_or_default().into(), "contradicts its key"),
+        ];
+        for (number, (fault, value, says)) in (1..).zip(faults) {
+            if !value.is_empty() {
+                let key = place.replace("{n}", &number.to_string()).replace("{}", fault);
+                bad.push((format!("{root}{key}"), value, says));
+            }
+        }
+    }
+    assert_eq!(bad.len(), 11 * 4 + 4);
+    let mut raw = world.raw().await;
+    // Half of them are there when the watch begins.
+    let half = bad.len() / 2;
+    for (key, value, _) in &bad[..half] {
+        raw.put(key.clone(), value.clone(), None).await.unwrap();
+    }
+    let mut follower = Follower::new(world.store(), View::new(), Known::new());
+    follower.until("those of the listing", |view| view.bad().count() == half).await;
+    for (key, value, _) in &bad[half..] {
+        raw.put(key.clone(), value.clone(), None).await.unwrap();
+    }
+    follower.until("all of them", |view| view.bad().count() == bad.len()).await;
+    for (key, _, says) in &bad {
+        let named = follower.view.bad().find(|(name, _)| name == key);
+        let (_, found) = named.unwrap_or_else(|| panic!("{key} is not named"));
+        let short = key.strip_prefix(&root).unwrap();
+        assert!(found.error.contains(says) && found.error.contains(short), "{key}: {found:?}");
+    }
+    let other = attach(&store, &network).await;
+    follower
+        .until("the rest goes on", |view| view.endpoint(&network.id, &other.id).is_some())
+        .await;
+    assert!(follower.view.endpoint(&network.id, &good.id).is_some());
+    for (key, ..) in &bad {
+        raw.delete(key.clone(), None).await.unwrap();
+    }
+    follower.until("none is left", |view| view.bad().count() == 0).await;
+    follower.equals(&store).await;
 }
 
 async fn a_snapshot_tells_what_vanished(_: Backend, world: World) {
