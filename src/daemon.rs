@@ -11,7 +11,7 @@
 //! 5. attachments of the last run taken over: traffic flows from here on, store or not
 //! 6. watch, session, control socket, metrics; `READY=1` to the service manager
 //!
-//! `SIGHUP` reads the configuration again and moves to another store connection ([`reload`]).
+//! `SIGHUP` reads the configuration again and moves to another store connection (`reload`).
 //!
 //! Stop is the reverse and takes nothing down: namespaces, bridges, TAPs and the containers'
 //! interfaces stay for the next start. `skybridge agent --cleanup` is what removes them.

@@ -14,7 +14,7 @@
 //! sends one every ten minutes, and how to change that depends on its version. When the stream
 //! ends, for whatever reason, or the store has another connection, it is opened again after a short jittered pause (the client library's stream does not resume by itself),
 //! from behind the last change that was seen, once the store has proved that it still has that
-//! change ([`history`]). When it is compacted, everything is listed again and compared with what is
+//! change (`history`). When it is compacted, everything is listed again and compared with what is
 //! known, so that the consumer gets puts for what changed and deletes for what vanished.
 //!
 //! **A store restored from a backup** has another history, whatever its revision is by now.

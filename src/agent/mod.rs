@@ -32,6 +32,7 @@ pub mod tasks;
 
 mod convergence;
 mod errors;
+mod rivals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
