@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::lab::{Family, lock};
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
 use crate::pki::Pki;
 use crate::process::{Finished, Process, run};
 use crate::wait_until;
@@ -59,6 +59,7 @@ pub struct Etcd {
     directory: PathBuf,
     logs: PathBuf,
     processes: Vec<Mutex<Option<Process>>>,
+    user: Mutex<Option<String>>,
 }
 
 impl Etcd {
@@ -74,18 +75,11 @@ impl Etcd {
             directory: directory.to_owned(),
             logs: logs.to_owned(),
             processes: (0..spec.members).map(|_| Mutex::default()).collect(),
+            user: Mutex::default(),
             spec,
         };
         etcd.restart();
-        switch.enter(|| {
-            wait_until("etcd listens", READY, || {
-                let connect = |member| {
-                    let address = address(member, Family::V4);
-                    TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()
-                };
-                (0..etcd.members()).all(|member| connect(member).is_some()).then_some(())
-            });
-        });
+        etcd.wait_listening(etcd.members());
         if etcd.members() > 1 {
             etcd.wait_healthy();
         }
@@ -213,8 +207,16 @@ impl Etcd {
             command.arg("--cert").arg(pki.certificate("client"));
             command.arg("--key").arg(pki.key("client"));
         }
+        if let Some(user) = &*lock(&self.user) {
+            command.args(["--user", user]);
+        }
         command.args(args);
         run(command)
+    }
+
+    /// Who `etcdctl` is from now on, as `NAME:PASSWORD`.
+    pub fn log_in(&self, user: &str) {
+        *lock(&self.user) = Some(user.to_owned());
     }
 
     /// Waits until it takes writes.
@@ -224,8 +226,22 @@ impl Etcd {
     /// If it does not in time.
     #[track_caller]
     pub fn wait_healthy(&self) -> Duration {
+        // `etcdctl` looks for a server that does not listen yet only once a second.
+        self.wait_listening(1);
         let healthy = || self.try_ctl(&["put", "/lab/healthy", ""]).status.success().then_some(());
         wait_until("etcd takes writes", READY, healthy).1
+    }
+
+    fn wait_listening(&self, members: usize) {
+        let listens = |member: &usize| {
+            let address = address(*member, Family::V4);
+            TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+        };
+        netns::enter(Path::new(&self.netns), || {
+            wait_until("etcd listens", READY, || {
+                ((0..self.members()).filter(listens).count() >= members).then_some(())
+            });
+        });
     }
 
     /// The member that leads.
