@@ -101,7 +101,7 @@ fn replaced_while_stopped() {
         wait_until("it is suspect", ALLOWED, || is(agent, "h1", "suspect").then_some(()));
     }
     let new = scene.lab.agent_as("h1", "replacement", 4, spec(&scene.lab, 4));
-    for text in ["store", "lease", "watch", "remov", "sandbox", "attach"] {
+    for text in ["store", "lease", "watch", "remov", "sandbox", "attach", "second time"] {
         new.allow_log(text);
         old.allow_log(text);
     }
