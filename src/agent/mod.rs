@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use membership::key::{HostId, HostName, NetworkId};
 use membership::record::NetworkRecord;
 use membership::store::Store;
+use membership::view::Journal;
 use membership::watch::WatchStatus;
 use tokio::sync::watch;
 
@@ -59,6 +60,8 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The snapshot of the records, in the state directory.
 pub const SNAPSHOT: &str = "tables.json";
+/// What was applied since, in the state directory.
+pub const JOURNAL: &str = "tables.log";
 
 /// Something that an operator should know of.
 #[derive(Clone, Debug)]
@@ -92,6 +95,8 @@ pub struct Agent {
     /// Endpoints whose devices this run has set up or taken over.
     settled: Mutex<BTreeSet<String>>,
     warnings: Mutex<BTreeMap<String, Warning>>,
+    /// What was applied since the snapshot.
+    journal: Mutex<Journal>,
     /// Held while the snapshot is written: an aborted task goes on writing for a while.
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
@@ -138,6 +143,7 @@ impl Agent {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let journal = Journal::new(parts.state.path().join(JOURNAL));
         Self {
             name: parts.name,
             id: parts.id,
@@ -150,6 +156,7 @@ impl Agent {
             attachments: Mutex::new(parts.attachments),
             settled: Mutex::default(),
             warnings: Mutex::default(),
+            journal: Mutex::new(journal),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),

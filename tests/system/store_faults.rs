@@ -181,6 +181,7 @@ fn slow() {
 fn restored() {
     let scene = Scene::three();
     let (lab, etcd) = (&scene.lab, scene.etcd());
+    scene.agents[0].allow_log("is not attached; removing");
     let gone = scene.agents[0].container(lab, crate::support::NETWORK, "gone", &[]);
     let file = lab.directory().join("backup.db");
     etcd.backup(&file);
