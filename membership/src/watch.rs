@@ -365,7 +365,6 @@ impl Task {
     async fn list(&mut self) -> Result<(), End> {
         let mut pages = Pages::new(&self.store.keys().range(Range::All));
         let mut listed = HashMap::with_capacity(self.known.len());
-        let mut mark: Option<Mark> = None;
         while let Some(entries) = self.store.page(&mut pages).await? {
             self.rolled_back |= pages.revision < self.seen;
             let mut events = Vec::with_capacity(entries.len());
@@ -376,15 +375,13 @@ impl Task {
                     // What is handed on is known even if the listing is not finished.
                     self.known.insert(entry.key.clone(), Some(print));
                 }
-                if mark.as_ref().is_none_or(|mark| mark.revision() < entry.mod_revision) {
-                    mark = Some(Mark::put(&entry));
-                }
                 listed.insert(entry.key, Some(print));
             }
             self.send(Batch::listed(pages.revision, events)).await?;
         }
         let vanished: BTreeSet<Vec<u8>> =
             self.known.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
+        let mark = Mark::listing(&listed, pages.revision);
         let rolled_back = std::mem::take(&mut self.rolled_back);
         let mut events = Vec::new();
         if rolled_back {
@@ -397,7 +394,7 @@ impl Task {
             events.extend(vanished.iter().map(|key| self.delete(key, pages.revision)));
         }
         self.known = listed;
-        self.mark = mark;
+        self.mark = Some(mark);
         self.last = pages.revision;
         self.seen = pages.revision;
         // The stream tells whose it is.
@@ -409,7 +406,9 @@ impl Task {
 
     /// Watches from the last revision on until the stream ends.
     async fn follow(&mut self) -> Result<(), End> {
-        let from = match history::compare(&self.store, self.mark.as_ref(), self.last).await? {
+        // There is a mark after every listing, and no watch before one.
+        let Some(mark) = &self.mark else { return Err(End::Lost) };
+        let from = match history::compare(&self.store, mark, self.last).await? {
             History::Same { from } => from,
             History::Other => return Err(End::RolledBack("it has another history")),
             History::Compacted => return Err(End::Lost),
@@ -473,7 +472,7 @@ impl Task {
             let mut revision = self.last;
             for event in message.events {
                 let Some(kv) = event.kv else { continue };
-                // Up to there nothing of ours was changed in the history that we know.
+                // Between the mark and there nothing of ours was changed in the history that we know.
                 if kv.mod_revision <= self.last {
                     return Err(End::RolledBack("it has another history"));
                 }
