@@ -13,8 +13,8 @@
 //! watch does not fall behind a compaction. When the stream ends, for whatever reason, it is opened
 //! again after a short jittered pause (the client library's stream does not resume by itself),
 //! from behind the last change that was seen, once the store has proved that it still has that
-//! change ([`history`]). When it is compacted, everything is listed again and compared with what is
-//! known, so that the consumer gets puts for what changed and deletes for what vanished.
+//! change (`watch::history`). When it is compacted, everything is listed again and compared with
+//! what is known, so that the consumer gets puts for what changed and deletes for what vanished.
 //!
 //! **A store restored from a backup** has another history, whatever its revision is by now.
 //! Everything is listed and compared by content; what vanished with the backup is written again by
