@@ -34,7 +34,7 @@ use membership::reconcile::Defaults;
 use membership::record::{HostRecord, VtepRecord};
 use membership::session::{Identity, Session};
 use membership::store::{Credentials, Store, StoreConfig, TlsFiles};
-use membership::view::View;
+use membership::view::{Journal, View};
 use membership::watch::{Watch, WatchConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,7 +42,7 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, Parts, SNAPSHOT, api, republish};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, republish};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -223,13 +223,16 @@ async fn serve(
     let underlay_mtu = vteps.iter().map(|vtep| vtep.mtu).min().unwrap_or(0);
 
     let snapshot = state.path().join(SNAPSHOT);
-    let view = match View::load(&snapshot) {
+    let mut view = match View::load(&snapshot) {
         Ok(view) => view.unwrap_or_default(),
         Err(err) => {
             tracing::warn!(%err, "the snapshot of the tables cannot be used");
             View::default()
         }
     };
+    if let Err(err) = Journal::replay(&state.path().join(JOURNAL), &mut view) {
+        tracing::warn!(%err, "what changed since the snapshot of the tables cannot be read");
+    }
     let known = view.known();
     let defaults = Defaults {
         udp_port: config.udp_port,

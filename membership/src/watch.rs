@@ -12,10 +12,10 @@
 //! channel. The revision advances with every event *and* every progress notice, so that an idle
 //! watch does not fall behind a compaction. It asks for these notices itself: by the clock a store
 //! sends one every ten minutes, and how to change that depends on its version. When the stream
-//! ends, for whatever reason, or the store has another connection, it is opened again after a short jittered pause (the client library's stream does not resume by itself),
-//! from behind the last change that was seen, once the store has proved that it still has that
-//! change (`history`). When it is compacted, everything is listed again and compared with what is
-//! known, so that the consumer gets puts for what changed and deletes for what vanished.
+//! ends, for whatever reason, or the store has another connection, it is opened again after a short
+//! jittered pause (the client library's stream does not resume by itself), from behind the last change that was seen, once the store has proved that it still has that
+//! change (`watch::history`). When it is compacted, everything is listed again and compared with
+//! what is known, so that the consumer gets puts for what changed and deletes for what vanished.
 //!
 //! **A store restored from a backup** has another history, whatever its revision is by now.
 //! Everything is listed and compared by content; what vanished with the backup is written again by
@@ -29,7 +29,7 @@
 mod batch;
 mod history;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use etcd_client::WatchOptions;
@@ -313,7 +313,6 @@ impl Task {
         let began = Instant::now();
         let mut pages = Pages::new(&self.store.keys().range(Range::All));
         let mut listed = HashMap::with_capacity(self.known.len());
-        let mut mark: Option<Mark> = None;
         while let Some(entries) = self.store.page(&mut pages).await? {
             self.rolled_back |= pages.revision < self.seen;
             let mut events = Vec::with_capacity(entries.len());
@@ -324,15 +323,13 @@ impl Task {
                     // What is handed on is known even if the listing is not finished.
                     self.known.insert(entry.key.clone(), Some(print));
                 }
-                if mark.as_ref().is_none_or(|mark| mark.revision() < entry.mod_revision) {
-                    mark = Some(Mark::put(&entry));
-                }
                 listed.insert(entry.key, Some(print));
             }
             self.send(Batch::listed(began, pages.revision, events)).await?;
         }
         let vanished: BTreeSet<Vec<u8>> =
             self.known.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
+        let mark = Mark::listing(&listed, pages.revision);
         let rolled_back = std::mem::take(&mut self.rolled_back);
         let mut events = Vec::new();
         if rolled_back {
@@ -345,7 +342,7 @@ impl Task {
             events.extend(vanished.iter().map(|key| self.delete(key, pages.revision)));
         }
         self.known = listed;
-        self.mark = mark;
+        self.mark = Some(mark);
         self.last = pages.revision;
         self.seen = pages.revision;
         self.cluster = pages.cluster;
@@ -357,7 +354,9 @@ impl Task {
     /// Watches from the last revision on until the stream ends.
     async fn follow(&mut self) -> Result<(), End> {
         let mut moves = self.store.moves();
-        let from = match history::compare(&self.store, self.mark.as_ref(), self.last).await? {
+        // There is a mark after every listing, and no watch before one.
+        let Some(mark) = self.mark.clone() else { return Err(End::Lost) };
+        let from = match history::compare(&self.store, &mark, self.last).await? {
             History::Same { from } => from,
             History::Other => return Err(End::RolledBack("it has another history")),
             History::Compacted => return Err(End::Lost),
@@ -368,8 +367,6 @@ impl Task {
         let mut stream = self.store.watch(Range::All, options).await?;
         let mut created = false;
         let mut progress = Progress::default();
-        // Keys of before the last revision that we do not have and whose end has not come yet.
-        let mut transient = HashSet::new();
         loop {
             let given_up = self.missing.until();
             let message = if created {
@@ -421,7 +418,7 @@ impl Task {
                 }
                 // Once more, now that the stream would end with the store that it is of: the store may
                 // have been restored between the first look and the opening.
-                let history = history::compare(&self.store, self.mark.as_ref(), self.last).await?;
+                let history = history::compare(&self.store, &mark, self.last).await?;
                 if history == History::Other {
                     return Err(End::RolledBack("it has another history"));
                 }
@@ -432,9 +429,6 @@ impl Task {
                 // A progress notice, or the confirmation. The confirmation's revision says nothing
                 // about what is still to come.
                 let now = header.map_or(0, |header| header.revision);
-                if !message.created && now >= self.last && !transient.is_empty() {
-                    return Err(End::RolledBack("it has another history"));
-                }
                 let reached = match message.watch_id {
                     _ if message.created => 0,
                     ASKED_FOR => std::mem::replace(&mut progress.told, now),
@@ -450,19 +444,8 @@ impl Task {
             let mut revision = self.last;
             for event in message.events {
                 let Some(kv) = event.kv else { continue };
+                // Between the mark and there nothing of ours was changed in the history that we know.
                 if kv.mod_revision <= self.last {
-                    // Between our mark and the last revision keys may have come and gone, which a
-                    // listing does not tell. Nothing that is there now was changed.
-                    if matches!(self.known.get(&kv.key), Some(Some(_))) {
-                        return Err(End::RolledBack("it has another history"));
-                    }
-                    match event.r#type {
-                        1 => transient.remove(&kv.key),
-                        _ => transient.insert(kv.key),
-                    };
-                    continue;
-                }
-                if !transient.is_empty() {
                     return Err(End::RolledBack("it has another history"));
                 }
                 revision = revision.max(kv.mod_revision);

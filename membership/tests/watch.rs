@@ -21,6 +21,7 @@ on_each_store!(
     a_deletion_before_the_listing_is_no_other_history,
     a_reload_moves_the_watch_at_once,
     a_restored_store_is_noticed_when_it_is_ahead_again,
+    a_restored_store_is_noticed_by_what_it_no_longer_lacks,
     a_restored_store_is_noticed_while_it_is_behind,
     a_silent_store_is_noticed,
     a_snapshot_of_another_history_is_corrected,
@@ -32,6 +33,7 @@ on_each_store!(
     every_kind_of_bad_record_is_set_aside,
     many_pages_are_one_listing,
     the_watch_survives_the_end_of_the_store,
+    what_was_deleted_before_a_listing_is_no_other_history,
 );
 
 fn spec(text: &str) -> NetworkSpec {
@@ -166,6 +168,61 @@ async fn a_restored_store_is_noticed_when_it_is_ahead_again(backend: Backend, _:
     assert!(away.view.endpoint(&network.id, &kept.id).is_some());
     away.until("what nobody wrote again", |view| view.endpoint(&network.id, &late.id).is_none())
         .await;
+    away.equals(&store).await;
+}
+
+/// Deletions are the last that happened before a listing, and nothing of ours after it: the watch
+/// resumes and takes nothing for a sign of another history.
+async fn what_was_deleted_before_a_listing_is_no_other_history(_: Backend, world: World) {
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let gone = attach(&store, &network).await;
+    endpoint::remove(&store, &network.id, &gone.id, Duration::ZERO).await.unwrap();
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    let mut follower = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
+    follower.until("the listing", |view| view.networks().count() == 1).await;
+    let mut status = follower.watch.status();
+    status.wait_for(WatchStatus::is_connected).await.unwrap();
+    for round in 0..2 {
+        door.set(State::Shut);
+        status.wait_for(|status| !status.is_connected()).await.unwrap();
+        world.raw().await.put("/elsewhere", "", None).await.unwrap();
+        door.set(State::Open);
+        status.wait_for(WatchStatus::is_connected).await.unwrap();
+        let made = attach(&store, &network).await;
+        follower
+            .until("what came later", |view| view.endpoint(&network.id, &made.id).is_some())
+            .await;
+        assert_eq!((follower.resyncs, follower.rollbacks), (1, 0), "round {round}");
+    }
+}
+
+/// The only change after the backup was a deletion, and the agent listed the store after it.
+async fn a_restored_store_is_noticed_by_what_it_no_longer_lacks(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let store = world.store();
+    let network = create(&store, "web").await;
+    let gone = attach(&store, &network).await;
+    let backup = world.backup().await;
+    endpoint::remove(&store, &network.id, &gone.id, Duration::ZERO).await.unwrap();
+    let door = Door::open(&world).await;
+    let mut config = world.config();
+    config.endpoints = vec![door.url()];
+    let mut away = Follower::new(Store::lazy(config).unwrap(), View::new(), Known::new());
+    away.until("the listing", |view| view.networks().count() == 1).await;
+    assert_eq!(away.view.endpoints().count(), 0);
+    door.set(State::Shut);
+    world.stop().await;
+    world.restore(&backup);
+    world.restart().await;
+    for _ in 0..5 {
+        world.raw().await.put("/elsewhere", "", None).await.unwrap();
+    }
+    door.set(State::Open);
+    away.until("what is back", |view| view.endpoint(&network.id, &gone.id).is_some()).await;
+    assert_eq!(away.rollbacks, 1);
     away.equals(&store).await;
 }
 

@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 use membership::key::{HostId, HostName, NetworkId};
 use membership::record::NetworkRecord;
 use membership::store::Store;
+use membership::view::Journal;
 use membership::watch::WatchStatus;
 use tokio::sync::watch;
 
@@ -61,6 +62,8 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The snapshot of the records, in the state directory.
 pub const SNAPSHOT: &str = "tables.json";
+/// What was applied since, in the state directory.
+pub const JOURNAL: &str = "tables.log";
 
 /// Something that an operator should know of.
 #[derive(Clone, Debug)]
@@ -96,6 +99,8 @@ pub struct Agent {
     warnings: Mutex<BTreeMap<String, Warning>>,
     /// What the last reload of the configuration came to, and when.
     reload: Mutex<Option<(Instant, Reload)>>,
+    /// What was applied since the snapshot.
+    journal: Mutex<Journal>,
     /// Held while the snapshot is written: an aborted task goes on writing for a while.
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
@@ -142,6 +147,7 @@ impl Agent {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let journal = Journal::new(parts.state.path().join(JOURNAL));
         Self {
             name: parts.name,
             id: parts.id,
@@ -155,6 +161,7 @@ impl Agent {
             settled: Mutex::default(),
             warnings: Mutex::default(),
             reload: Mutex::default(),
+            journal: Mutex::new(journal),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),

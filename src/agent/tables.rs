@@ -161,7 +161,11 @@ impl Tables {
         let announcements = self.change(|inner, now| {
             let mut deltas = Vec::new();
             for event in batch.events {
-                if inner.is_leaving(&event) {
+                // What a listing tells anew is no echo of what is being removed: a store that was
+                // restored has it again.
+                if batch.resync {
+                    inner.forget_leaving(&event);
+                } else if inner.is_leaving(&event) {
                     continue;
                 }
                 if let Event::Put { revision, key, .. } = &event {
@@ -403,6 +407,12 @@ impl Inner {
                 false
             }
             _ => false,
+        }
+    }
+
+    fn forget_leaving(&mut self, event: &Event) {
+        if let Event::Put { key: Key::Endpoint(_, endpoint), .. } = event {
+            self.leaving.remove(endpoint);
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use membership::key::NetworkId;
 use membership::session;
+use membership::view::Journal;
 use membership::watch::Watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,9 +31,9 @@ const CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Events that are applied and published together, where so many wait.
 const EVENTS_MAX: usize = 4096;
 /// The least time between two snapshots.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
-/// The most by which the snapshot stays behind the store.
-const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(1);
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time that the journal has to bridge.
+const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Whether this host's lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,9 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 }
                 let complete = batch.complete;
                 agent.doubts.look(&agent, &batch);
+                let lines = Journal::lines(&batch.events);
                 let announcements = agent.tables.apply(batch);
+                note(&agent, &lines);
                 agent.tables.announce(announcements, &agent.datapath);
                 agent.doubts.raise();
                 if complete {
@@ -220,8 +223,24 @@ async fn finish_detaches(agent: &Agent) {
     }
 }
 
-/// Keeps the snapshot of the records close behind the store, for ever: an agent that starts while
-/// the store is away forwards from it.
+/// Writes down what was applied, for an agent that starts while the store is away.
+fn note(agent: &Agent, lines: &[u8]) {
+    let mut journal = agent.journal.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(err) = journal.append(lines) {
+        warn_of_disk(agent, &err);
+    }
+}
+
+fn warn_of_disk(agent: &Agent, err: &dyn std::fmt::Display) {
+    agent.warn(
+        "snapshot",
+        format!("the snapshot of the tables cannot be written: {err}"),
+        Some("is the disk of the state directory full or read-only?".to_owned()),
+    );
+}
+
+/// Writes the snapshot of the records while they change, for ever: with the journal since then it
+/// is what an agent that starts while the store is away forwards from.
 pub async fn keep_snapshot(agent: Arc<Agent>) {
     let mut reached = agent.tables.reached();
     while reached.changed().await.is_ok() {
@@ -238,17 +257,22 @@ pub async fn save_snapshot(agent: &Arc<Agent>) {
     let agent = Arc::clone(agent);
     let saved = tokio::task::spawn_blocking(move || {
         let _turn = agent.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let view = agent.tables.view(Clone::clone);
-        if view.revision().0 == 0 {
+        let journal = || agent.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if agent.tables.view(|view| view.revision().0) == 0 {
             return;
         }
-        match view.save(&agent.state.path().join(super::SNAPSHOT)) {
+        if let Err(err) = journal().rotate() {
+            warn_of_disk(&agent, &err);
+            return;
+        }
+        let view = agent.tables.view(Clone::clone);
+        if let Err(err) = view.save(&agent.state.path().join(super::SNAPSHOT)) {
+            warn_of_disk(&agent, &err);
+            return;
+        }
+        match journal().folded() {
             Ok(()) => agent.clear_warning("snapshot"),
-            Err(err) => agent.warn(
-                "snapshot",
-                format!("the snapshot of the tables cannot be written: {err}"),
-                Some("is the disk of the state directory full or read-only?".to_owned()),
-            ),
+            Err(err) => warn_of_disk(&agent, &err),
         }
     });
     let _ = saved.await;

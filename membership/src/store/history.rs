@@ -1,8 +1,9 @@
-//! Looking back: one key as it was, and who answers.
+//! Looking back: a key as it was, and how many there were.
 
 use etcd_client::GetOptions;
 
 use super::{Entry, Error, Store};
+use crate::key::Range;
 
 /// A key at a revision.
 #[derive(Clone, Debug)]
@@ -32,5 +33,25 @@ impl Store {
             revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
             entry: answer.kvs().first().map(Entry::new),
         })
+    }
+
+    /// How many keys of a range there were at `revision`; 0 is now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::look`].
+    pub(crate) async fn count(&self, range: Range<'_>, revision: i64) -> Result<usize, Error> {
+        let prefix = self.keys().range(range);
+        let mut options = GetOptions::new().with_prefix().with_count_only();
+        if revision != 0 {
+            options = options.with_revision(revision);
+        }
+        let answer = self
+            .call(|mut c| {
+                let (prefix, options) = (prefix.clone(), options.clone());
+                async move { c.kv.get(prefix, Some(options)).await }
+            })
+            .await?;
+        Ok(usize::try_from(answer.count()).unwrap_or(0))
     }
 }

@@ -459,7 +459,8 @@ impl Store {
 
     /// That a stream did not answer in time.
     pub(crate) fn late(&self, waited: Duration) -> Error {
-        Error::Timeout { endpoints: self.endpoints(), seconds: waited.as_secs() }
+        let seconds = waited.as_secs().max(1);
+        Error::Timeout { endpoints: self.endpoints(), seconds }
     }
 
     /// Waits until a call of anybody in this process is answered: who waits to try again need not

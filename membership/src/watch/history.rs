@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::key::Range;
 use crate::store::{Entry, Error, Store};
 
 /// What tells one content of a key from another, also over histories.
@@ -30,27 +31,65 @@ impl Print {
     }
 }
 
-/// The last change that we have seen under our prefix.
+/// What we have last seen under our prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    key: Vec<u8>,
-    revision: i64,
-    /// `None` where the change was a deletion.
-    print: Option<Print>,
+pub(super) enum Mark {
+    /// A change.
+    Change {
+        key: Vec<u8>,
+        revision: i64,
+        /// `None` where the change was a deletion.
+        print: Option<Print>,
+    },
+    /// A listing. What was deleted just before it left nothing that could be looked at, so the
+    /// number of keys counts too.
+    Listing {
+        /// The key that was changed last.
+        newest: Option<(Vec<u8>, Print)>,
+        revision: i64,
+        count: usize,
+    },
 }
 
 impl Mark {
     pub(super) fn put(entry: &Entry) -> Self {
         let print = Some(Print::of(entry));
-        Self { key: entry.key.clone(), revision: entry.mod_revision, print }
+        Self::Change { key: entry.key.clone(), revision: entry.mod_revision, print }
     }
 
     pub(super) fn deleted(key: Vec<u8>, revision: i64) -> Self {
-        Self { key, revision, print: None }
+        Self::Change { key, revision, print: None }
     }
 
-    pub(super) fn revision(&self) -> i64 {
-        self.revision
+    pub(super) fn listing(listed: &HashMap<Vec<u8>, Option<Print>>, revision: i64) -> Self {
+        let prints = listed.iter().filter_map(|(key, print)| Some((key, (*print)?)));
+        let newest =
+            prints.max_by_key(|(_, print)| print.revision).map(|(key, print)| (key.clone(), print));
+        Self::Listing { newest, revision, count: listed.len() }
+    }
+
+    fn revision(&self) -> i64 {
+        match self {
+            Self::Change { revision, .. } | Self::Listing { revision, .. } => *revision,
+        }
+    }
+
+    /// Whether the store has what this says at `at`, 0 for now, while its own revision is at least
+    /// `last`.
+    async fn holds(&self, store: &Store, at: i64, last: i64) -> Result<bool, Error> {
+        let (key, print) = match self {
+            Self::Change { key, print, .. } => (key.as_slice(), *print),
+            Self::Listing { newest: Some((key, print)), .. } => (key.as_slice(), Some(*print)),
+            // No key has this name.
+            Self::Listing { newest: None, .. } => (store.keys().root().as_bytes(), None),
+        };
+        let look = store.look(key, at).await?;
+        let same = look.revision >= last && look.entry.as_ref().map(Print::of) == print;
+        Ok(same
+            && match self {
+                Self::Change { .. } => true,
+                Self::Listing { count, .. } => store.count(Range::All, at).await? == *count,
+            })
     }
 }
 
@@ -70,37 +109,22 @@ pub(super) enum History {
 }
 
 /// Compares what the store has with `mark`, when we know it up to revision `last`.
-pub(super) async fn compare(
-    store: &Store,
-    mark: Option<&Mark>,
-    last: i64,
-) -> Result<History, Error> {
-    let Some(mark) = mark else {
-        // There was nothing under our prefix; a key that cannot exist tells the revision.
-        let now = store.look(store.keys().root().as_bytes(), 0).await?;
-        let from = last.saturating_add(1);
-        return Ok(if now.revision < last { History::Other } else { History::Same { from } });
-    };
-    match store.look(&mark.key, mark.revision).await {
-        Ok(then) => {
-            let same = then.revision >= last && then.entry.as_ref().map(Print::of) == mark.print;
-            let from = mark.revision.saturating_add(1);
-            Ok(if same { History::Same { from } } else { History::Other })
+pub(super) async fn compare(store: &Store, mark: &Mark, last: i64) -> Result<History, Error> {
+    // Where the mark is compacted, the latest revision that we know of will do, for nothing of ours
+    // was changed in between; an idle watch keeps that fresh by asking for progress.
+    for at in [mark.revision(), last] {
+        match mark.holds(store, at, last).await {
+            Ok(true) => return Ok(History::Same { from: at.saturating_add(1) }),
+            Ok(false) | Err(Error::Future) => return Ok(History::Other),
+            Err(Error::Compacted) => {}
+            Err(error) => return Err(error),
         }
-        Err(Error::Future) => Ok(History::Other),
-        Err(Error::Compacted) => {
-            let now = store.look(&mark.key, 0).await?;
-            let from = last.saturating_add(1);
-            Ok(if now.revision < last {
-                History::Other
-            } else if now.entry.as_ref().map(Print::of) == mark.print {
-                History::Same { from }
-            } else {
-                History::Compacted
-            })
-        }
-        Err(error) => Err(error),
     }
+    // If it holds now, then nothing has changed since.
+    Ok(match mark.holds(store, 0, last).await? {
+        true => History::Same { from: last.saturating_add(1) },
+        false => History::Compacted,
+    })
 }
 
 /// Keys that a store restored from a backup does not have. Their owners write them again, so they

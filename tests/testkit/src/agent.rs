@@ -81,7 +81,7 @@ struct Inner {
     spec: AgentSpec,
     netns: Arc<Netns>,
     directory: PathBuf,
-    logs: PathBuf,
+    log: PathBuf,
     process: Mutex<Option<Process>>,
     allowed: Mutex<Vec<String>>,
 }
@@ -89,7 +89,18 @@ struct Inner {
 impl Agent {
     pub(crate) fn new(lab: &Lab, host: &Host, spec: AgentSpec) -> Self {
         let name = format!("h{}", host.index());
-        let directory = lab.directory().join(&name);
+        Self::named(lab, host, &name, &name, spec)
+    }
+
+    pub(crate) fn named(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        directory: &str,
+        spec: AgentSpec,
+    ) -> Self {
+        let (name, log) = (name.to_owned(), lab.logs().join(format!("{directory}.log")));
+        let directory = lab.directory().join(directory);
         fs::create_dir_all(&directory).expect("the lab's directory takes directories");
         if let Some(config) = &spec.config {
             fs::write(directory.join("skybridge.toml"), config).expect("a new file can be written");
@@ -99,7 +110,7 @@ impl Agent {
             spec,
             netns: Arc::clone(host.netns()),
             directory,
-            logs: lab.logs(),
+            log,
             process: Mutex::default(),
             allowed: Mutex::default(),
         }))
@@ -138,11 +149,7 @@ impl Agent {
     /// Its log so far, over all its lives.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.0.logs.join(format!("{}.log", self.0.name))
+        fs::read_to_string(&self.0.log).unwrap_or_default()
     }
 
     /// The arguments that say who and where it is, the same for `agent` and `agent --cleanup`.
@@ -197,7 +204,9 @@ impl Agent {
     #[track_caller]
     pub fn start_without_waiting(&self) {
         assert!(!self.running(), "{} runs already", self.name());
-        let process = Process::spawn(self.command(), &self.0.logs, self.name());
+        let (logs, name) = (self.0.log.with_file_name(""), self.0.log.file_stem());
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
+        let process = Process::spawn(self.command(), &logs, &name);
         *lock(&self.0.process) = Some(process);
     }
 

@@ -323,6 +323,15 @@ impl Lab {
         agent
     }
 
+    /// An agent of `host` that calls itself `name`, with a directory and a log of its own below
+    /// `directory`; not started yet.
+    #[track_caller]
+    pub fn agent_as(&self, name: &str, directory: &str, host: usize, spec: AgentSpec) -> Agent {
+        let agent = Agent::named(self, self.host(host), name, directory, spec);
+        lock(&self.agents).push(agent.clone());
+        agent
+    }
+
     /// Starts an agent on every host of `on`, all with the same store.
     #[track_caller]
     pub fn start_agents(&self, on: &[usize], store: Store, underlay: Family) -> Vec<Agent> {

@@ -1,6 +1,7 @@
 //! A real etcd: one member or several, in clear or with certificates, with backups.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::lab::{Family, lock};
-use crate::netns::Netns;
+use crate::netns::{self, Netns};
 use crate::pki::Pki;
 use crate::process::{Finished, Process, run};
 use crate::wait_until;
@@ -59,6 +60,7 @@ pub struct Etcd {
     directory: PathBuf,
     logs: PathBuf,
     processes: Vec<Mutex<Option<Process>>>,
+    user: Mutex<Option<String>>,
 }
 
 impl Etcd {
@@ -74,18 +76,11 @@ impl Etcd {
             directory: directory.to_owned(),
             logs: logs.to_owned(),
             processes: (0..spec.members).map(|_| Mutex::default()).collect(),
+            user: Mutex::default(),
             spec,
         };
         etcd.restart();
-        switch.enter(|| {
-            wait_until("etcd listens", READY, || {
-                let connect = |member| {
-                    let address = address(member, Family::V4);
-                    TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()
-                };
-                (0..etcd.members()).all(|member| connect(member).is_some()).then_some(())
-            });
-        });
+        etcd.wait_listening(etcd.members());
         if etcd.members() > 1 {
             etcd.wait_healthy();
         }
@@ -213,8 +208,16 @@ impl Etcd {
             command.arg("--cert").arg(pki.certificate("client"));
             command.arg("--key").arg(pki.key("client"));
         }
+        if let Some(user) = &*lock(&self.user) {
+            command.args(["--user", user]);
+        }
         command.args(args);
         run(command)
+    }
+
+    /// Who `etcdctl` is from now on, as `NAME:PASSWORD`.
+    pub fn log_in(&self, user: &str) {
+        *lock(&self.user) = Some(user.to_owned());
     }
 
     /// Waits until it takes writes.
@@ -224,8 +227,35 @@ impl Etcd {
     /// If it does not in time.
     #[track_caller]
     pub fn wait_healthy(&self) -> Duration {
-        let healthy = || self.try_ctl(&["put", "/lab/healthy", ""]).status.success().then_some(());
-        wait_until("etcd takes writes", READY, healthy).1
+        // `etcdctl` looks for a server that does not listen yet only once a second.
+        self.wait_listening(1);
+        if self.spec.pki.is_some() {
+            let put = || self.try_ctl(&["put", "/lab/healthy", ""]).status.success().then_some(());
+            return wait_until("etcd takes writes", READY, put).1;
+        }
+        let healthy = |member: usize| {
+            let mut stream = TcpStream::connect(address(member, Family::V4)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            answer.contains(r#""health":"true""#).then_some(())
+        };
+        netns::enter(Path::new(&self.netns), || {
+            wait_until("etcd is healthy", READY, || (0..self.members()).find_map(healthy)).1
+        })
+    }
+
+    fn wait_listening(&self, members: usize) {
+        let listens = |member: &usize| {
+            let address = address(*member, Family::V4);
+            TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+        };
+        netns::enter(Path::new(&self.netns), || {
+            wait_until("etcd listens", READY, || {
+                ((0..self.members()).filter(listens).count() >= members).then_some(())
+            });
+        });
     }
 
     /// The member that leads.
