@@ -31,6 +31,9 @@ demo: prepare ## Hosts as namespaces on this machine, end to end, with figures
 
 test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilities failures
 	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
+	@for manifest in tests/etcd/3.*/Cargo.toml; do \
+	    $(CARGO) fetch --quiet --locked --manifest-path "$$manifest"; \
+	done
 	$(CARGO) test $(AS_ROOT) --workspace
 	$(CARGO) test $(AS_ROOT) --test system
 

@@ -303,6 +303,9 @@ pub struct Effective {
     pub settings: Vec<Setting>,
 }
 
+/// Reads the configuration again: the same flags and environment, the file as it is now.
+pub type Read = Box<dyn Fn() -> Result<Effective, Error> + Send + Sync>;
+
 impl fmt::Display for Effective {
     /// A file that means the same, with the source of each value as a comment.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,11 +11,15 @@
 //! 5. attachments of the last run taken over: traffic flows from here on, store or not
 //! 6. watch, session, control socket, metrics; `READY=1` to the service manager
 //!
+//! `SIGHUP` reads the configuration again and moves to another store connection (`reload`).
+//!
 //! Stop is the reverse and takes nothing down: namespaces, bridges, TAPs and the containers'
 //! interfaces stay for the next start. `skybridge agent --cleanup` is what removes them.
 //!
 //! Threads: one tokio runtime for all control, one of its own for the embedded store (a slow disk
 //! must not hold up the agent), and the workers, which know neither.
+
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,7 +34,7 @@ use membership::reconcile::Defaults;
 use membership::record::{HostRecord, VtepRecord};
 use membership::session::{Identity, Session};
 use membership::store::{Credentials, Store, StoreConfig, TlsFiles};
-use membership::view::View;
+use membership::view::{Journal, View};
 use membership::watch::{Watch, WatchConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -38,8 +42,8 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, Parts, SNAPSHOT, api};
-use crate::config::{Capability, Config, LogFormat};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, republish};
+use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
 use crate::link::{self, NetNs, Owner};
@@ -48,6 +52,9 @@ use crate::telemetry::{logs, metrics};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
 
+/// The least time that what a restored store lacks counts as present: its owners come back within
+/// two seconds and write it again.
+const GRACE: Duration = Duration::from_secs(10);
 /// How long the session may take to say goodbye to the store.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long one request to the store may take: somebody waits at a command for one or two of them.
@@ -77,11 +84,12 @@ impl Failure {
     }
 }
 
-/// Runs the agent until it is told to stop.
+/// Runs the agent until it is told to stop. `read` reads the configuration again.
 ///
 /// # Errors
 /// With cause and next step; what was started is stopped again.
-pub fn run(config: Config) -> Result<ExitCode, Failure> {
+pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure> {
+    let config = &effective.config;
     let format = match config.log.format {
         LogFormat::Json => logs::Format::Json,
         LogFormat::Text => logs::Format::Text,
@@ -101,7 +109,7 @@ pub fn run(config: Config) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|err| Failure::new("the agent cannot start its threads", err))?;
-    let ended = runtime.block_on(serve(config, state, embedded.as_ref()));
+    let ended = runtime.block_on(serve(effective, read, state, embedded.as_ref()));
     drop(runtime);
     if let Some(embedded) = embedded {
         embedded.stop();
@@ -198,27 +206,33 @@ impl EmbeddedStore {
 }
 
 async fn serve(
-    config: Config,
+    effective: Effective,
+    read: config::Read,
     state: StateDir,
     embedded: Option<&EmbeddedStore>,
 ) -> Result<(), Failure> {
     let cannot = |cause: String| Failure::new("the agent cannot start", cause);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| cannot(e.to_string()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| cannot(e.to_string()))?;
-    let config = Arc::new(config);
+    // From the first moment: without a handler the signal would end the process.
+    let hangup = signal(SignalKind::hangup()).map_err(|e| cannot(e.to_string()))?;
+    let config = Arc::new(effective.config.clone());
     let name = HostName::new(&config.name).map_err(|err| cannot(err.to_string()))?;
     let identity = Identity::start(state.path()).map_err(|err| cannot(err.to_string()))?;
     let vteps = own_vteps(&config).await?;
     let underlay_mtu = vteps.iter().map(|vtep| vtep.mtu).min().unwrap_or(0);
 
     let snapshot = state.path().join(SNAPSHOT);
-    let view = match View::load(&snapshot) {
+    let mut view = match View::load(&snapshot) {
         Ok(view) => view.unwrap_or_default(),
         Err(err) => {
             tracing::warn!(%err, "the snapshot of the tables cannot be used");
             View::default()
         }
     };
+    if let Err(err) = Journal::replay(&state.path().join(JOURNAL), &mut view) {
+        tracing::warn!(%err, "what changed since the snapshot of the tables cannot be read");
+    }
     let known = view.known();
     let defaults = Defaults {
         udp_port: config.udp_port,
@@ -234,7 +248,8 @@ async fn serve(
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
     let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
-    let watch = Watch::start(store.clone(), WatchConfig::default(), known);
+    let wanted = WatchConfig { grace: config.store.hold_down.max(GRACE), ..WatchConfig::default() };
+    let watch = Watch::start(store.clone(), wanted, known);
     let host = host_record(&name, &identity, &vteps, underlay_mtu);
     let session = Arc::new(Session::spawn(store.clone(), host, config.store.lease));
     let (notes, bad) = state.attachments();
@@ -287,7 +302,9 @@ async fn serve(
     let mut ended = tokio::task::JoinSet::new();
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
+    ended.spawn(republish::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
+    ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let until = async move {

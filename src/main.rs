@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use skybridge::cli::{self, DemoOptions, Entry, Failure, StoreOptions};
-use skybridge::config::Config;
+use skybridge::config::{self, Config, Effective};
 use skybridge::{daemon, demo, traffic};
 
 /// The programs behind the commands that do not talk to an agent.
@@ -21,8 +21,8 @@ struct Traffic {
 }
 
 impl Entry for Program {
-    fn agent(&self, config: Config) -> Result<ExitCode, Failure> {
-        daemon::run(config).map_err(failure)
+    fn agent(&self, effective: Effective, read: config::Read) -> Result<ExitCode, Failure> {
+        daemon::run(effective, read).map_err(failure)
     }
 
     fn cleanup(&self, config: Config) -> Result<ExitCode, Failure> {

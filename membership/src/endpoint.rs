@@ -9,13 +9,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use encap::MacAddr;
+use etcd_client::Compare;
 use tokio::time::sleep;
 use tracing::{Instrument, info, info_span};
 
 use crate::ipam::{self, ATTEMPTS, Allocation, Asker, Pool, Steps};
 use crate::key::{EndpointId, HostName, Key, NetworkId, Range};
 use crate::record::{
-    EndpointRecord, Extra, MacRecord, NetworkRecord, Stored, VERSION, now_seconds,
+    EndpointRecord, Extra, HostRecord, MacRecord, NetworkRecord, Stored, VERSION, now_seconds,
 };
 use crate::store::{self, Entry, Found, Store, conflict_pause};
 
@@ -57,6 +58,19 @@ pub enum Error {
         /// The network's id.
         network: NetworkId,
     },
+    /// A newer run of this host is registered: it speaks for the host now.
+    #[error(
+        "host {host} runs a second time: incarnation {theirs} is registered, this one is {ours}; \
+         stop one of them"
+    )]
+    Superseded {
+        /// The host.
+        host: HostName,
+        /// The incarnation that is registered.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -76,7 +90,8 @@ pub struct EndpointSpec {
     pub name: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Wanted addresses that are held under this id ([`ipam::allocate`]) become the endpoint's.
+    /// Wanted addresses that are held under this id ([`ipam::allocate`]), and a wanted MAC, become
+    /// the endpoint's.
     pub adopt: Option<EndpointId>,
 }
 
@@ -157,9 +172,11 @@ impl Attempt<'_> {
         let mut reads = Pool::reads(store, network);
         reads.push(store.read_key(&Key::Network(network.clone())));
         reads.push(store.read_key(&endpoint_key));
+        let known_key = Key::KnownHost(self.host.clone());
+        reads.push(store.read_key(&known_key));
         reads.extend(spec.ips.iter().map(|ip| store.read_key(&Key::Address(network.clone(), *ip))));
         let found = store.read(reads).await?.reads;
-        let [blocks, resting, present, endpoint, addresses @ ..] = found.as_slice() else {
+        let [blocks, resting, present, endpoint, known, addresses @ ..] = found.as_slice() else {
             return Ok(None);
         };
         if present.is_empty() {
@@ -182,6 +199,15 @@ impl Attempt<'_> {
             adopt: spec.adopt.as_ref(),
         };
         let mut steps = Steps::default();
+        let theirs = known.first().and_then(|entry| Store::decode(&known_key, entry).ok());
+        if let Some(Found { record: HostRecord { incarnation: theirs, .. }, .. }) = theirs
+            && theirs > self.incarnation
+        {
+            let (host, ours) = (self.host.clone(), self.incarnation);
+            return Err(Error::Superseded { host, theirs, ours });
+        }
+        let revision = known.first().map_or(0, |entry| entry.mod_revision);
+        steps.when.push(store.unchanged(&known_key, revision));
         let allocations = asker.plan(store, &pool, &spec.ips, &held, number, &mut steps)?;
         self.write(&allocations, steps).await
     }
@@ -220,7 +246,7 @@ impl Attempt<'_> {
         };
         steps.when.push(store.present(&Key::Network(network.clone())));
         steps.when.push(store.absent(&endpoint_key));
-        steps.when.push(store.absent(&mac_key));
+        steps.when.push(self.may_have(&mac_key).await?);
         steps.then.push(store.put(&endpoint_key, &record, 0)?);
         steps.then.push(store.put(&mac_key, &holder, 0)?);
         let or_else = vec![store.read_key(&mac_key)];
@@ -238,6 +264,17 @@ impl Attempt<'_> {
         }
         self.tried = Some(record);
         Ok(None)
+    }
+
+    /// Holds while nobody has the MAC, or who is adopted.
+    async fn may_have(&self, key: &Key) -> Result<Compare, Error> {
+        if let Some(adopted) = &self.spec.adopt
+            && let Some(holder) = self.store.get::<MacRecord>(key).await?
+            && holder.record.endpoint == *adopted
+        {
+            return Ok(self.store.unchanged(key, holder.mod_revision));
+        }
+        Ok(self.store.absent(key))
     }
 
     /// The default MAC, unless somebody asked for just that one: then a random one.

@@ -18,11 +18,13 @@
 //! - [`network`], [`endpoint`] and [`ipam`] are what users and drivers ask for. Each is one
 //!   transaction that compares what it read, is tried again when others were faster, and recognises
 //!   its own effect when an answer was lost.
+//! - [`restore`] writes again what the store has lost of somebody who is alive.
 //! - [`embedded`] is a server of the same API for those who have no etcd.
 //!
 //! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
 //! tables stay as they are, and everything here tries again by itself. No packet is seen here.
 
+mod backoff;
 pub mod embedded;
 pub mod endpoint;
 mod file;
@@ -31,6 +33,7 @@ pub mod key;
 pub mod network;
 pub mod reconcile;
 pub mod record;
+pub mod restore;
 pub mod session;
 pub mod store;
 pub mod view;

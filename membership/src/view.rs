@@ -1,11 +1,14 @@
 //! The mirror of the store that everything else reads: hosts, networks, endpoints, blocks.
 //!
 //! The [`watch`](crate::watch) fills it, [`reconcile`](crate::reconcile) and the listings read it.
-//! It is plain memory with one owner. A snapshot of it lies in the state directory, so that an
-//! agent which starts while the store is away knows what it knew.
+//! It is plain memory with one owner. A snapshot of it lies in the state directory, with a
+//! [`Journal`] of what was applied since, so that an agent which starts while the store is away
+//! knows what it knew.
 //!
 //! A record that becomes bad does not remove what its key held before: forwarding goes on with the
 //! last good record, and the bad one is listed with its key until it is repaired or deleted.
+
+mod journal;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,6 +17,8 @@ use std::sync::Arc;
 use fdb::Revision;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use journal::Journal;
 
 use crate::file;
 use crate::key::{EndpointId, HostName, Key, NetworkId, NetworkName};
@@ -266,7 +271,8 @@ impl View {
         known
     }
 
-    /// Applies one event and says what it changed. An event older than what is held is ignored.
+    /// Applies one event and says what it changed. Events come in order; one with a lower revision than
+    /// what is held comes from a store that was restored, and counts.
     pub fn apply(&mut self, event: Event) -> Change {
         match event {
             Event::Bad { key, error, revision, .. } => {

@@ -10,30 +10,47 @@
 //!
 //! One task lists all keys, watches from the next revision, and hands what it finds to a bounded
 //! channel. The revision advances with every event *and* every progress notice, so that an idle
-//! watch does not fall behind a compaction. When the stream ends, for whatever reason, it is opened
-//! again from the last revision on, after a jittered pause that grows to [`WatchConfig::pause_max`]
-//! (the client library's stream does not resume by itself). When that revision is compacted, or the
-//! store's revision is behind ours (it was restored from a backup), everything is listed again and
-//! compared with what is known, so that the consumer gets puts for what changed and deletes for
-//! what vanished.
+//! watch does not fall behind a compaction. It asks for these notices itself: by the clock a store
+//! sends one every ten minutes, and how to change that depends on its version. When the stream
+//! ends, for whatever reason, or the store has another connection, it is opened again after a short
+//! jittered pause (the client library's stream does not resume by itself), from behind the last change that was seen, once the store has proved that it still has that
+//! change (`watch::history`). When it is compacted, everything is listed again and compared with
+//! what is known, so that the consumer gets puts for what changed and deletes for what vanished.
+//!
+//! **A store restored from a backup** has another history, whatever its revision is by now.
+//! Everything is listed and compared by content; what vanished with the backup is written again by
+//! its owners, so it counts as present for [`WatchConfig::grace`] and is deleted only then. The
+//! batch says so ([`Batch::rolled_back`]), and owners look to what is theirs.
 //!
 //! Streams ask for a leader: a lost quorum ends them with an error, where they would else be silent
 //! for ever. Messages are rate limited. A consumer that does not read stops the task, and the
 //! stream behind it; nothing piles up.
 
-use std::collections::HashMap;
+mod batch;
+mod history;
+
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use etcd_client::WatchOptions;
 use fdb::Revision;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
+pub use batch::{Batch, Event};
+
+use crate::backoff::{self, Backoff};
 use crate::key::{Key, Range};
 use crate::record::{self, Record};
-use crate::store::{Entry, Error, Pages, Store, jitter};
+use crate::store::{Entry, Error, Pages, Store};
+use history::{History, Mark, Missing, Print};
+
+/// The id that a notice of progress has when it was asked for: it is about the whole stream.
+const ASKED_FOR: i64 = -1;
+/// Questions without an answer after which a stream counts as broken.
+const UNANSWERED_MAX: u32 = 3;
 
 /// How the watch behaves.
 #[derive(Clone, Debug)]
@@ -42,75 +59,27 @@ pub struct WatchConfig {
     pub batches: usize,
     /// First pause before a stream is opened again.
     pub pause_min: Duration,
-    /// Longest pause.
+    /// Longest pause while the store does not answer.
     pub pause_max: Duration,
+    /// After how long a silence the store is asked how far it is.
+    pub progress: Duration,
     /// The least time between two warnings about the same trouble.
     pub warn_interval: Duration,
+    /// How long what a restored store lacks counts as present.
+    pub grace: Duration,
 }
 
 impl Default for WatchConfig {
     fn default() -> Self {
         Self {
             batches: 64,
-            pause_min: Duration::from_millis(50),
-            pause_max: Duration::from_secs(5),
+            pause_min: backoff::FIRST,
+            pause_max: backoff::AWAY,
+            progress: Duration::from_secs(30),
             warn_interval: Duration::from_secs(60),
+            grace: Duration::from_secs(30),
         }
     }
-}
-
-/// One change of the store.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A key holds something that is no record, or is no key of ours.
-    Bad {
-        /// The full key, as far as it is text.
-        key: String,
-        /// What it would name; `None` when the key itself cannot be read.
-        parsed: Option<Key>,
-        /// Why it is set aside.
-        error: String,
-        /// The revision of the change.
-        revision: Revision,
-    },
-    /// A key is gone.
-    Delete {
-        /// The key.
-        key: Key,
-        /// The revision of the change; in a listing, that of the listing.
-        revision: Revision,
-    },
-    /// A key that was bad is gone.
-    DeleteBad {
-        /// The full key, as far as it is text.
-        key: String,
-        /// The revision of the change.
-        revision: Revision,
-    },
-    /// A key holds this record.
-    Put {
-        /// The key.
-        key: Key,
-        /// The record.
-        record: Box<Record>,
-        /// The revision of the change.
-        revision: Revision,
-    },
-}
-
-/// Changes that belong together.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
-    /// The revision that the consumer has when it has applied these and all earlier ones. During a
-    /// listing, that of the listing.
-    pub revision: Revision,
-    /// The changes, in the order of their revisions (of their keys, when they are listed).
-    pub events: Vec<Event>,
-    /// Whether they come from a listing and not from the watch.
-    pub resync: bool,
-    /// Whether the consumer has everything up to `revision` now: false only in all but the last
-    /// batch of a listing.
-    pub complete: bool,
 }
 
 /// Whether the watch is connected.
@@ -161,11 +130,25 @@ impl Watch {
         let cause = "not connected yet".to_owned();
         let (status, receiver) =
             watch::channel(WatchStatus::Disconnected { since: Instant::now(), cause });
-        let known = known
-            .into_iter()
-            .map(|(key, revision)| (store.keys().encode(&key).into_bytes(), revision.0))
-            .collect();
-        let task = Task { store, config, sender, status, known, last: 0, warned: None };
+        let seen = known.values().map(|revision| revision.0).max().unwrap_or(0);
+        // What lies at these keys is told again: the store may have been restored meanwhile, and
+        // then a revision says nothing about a content.
+        let known =
+            known.into_keys().map(|key| (store.keys().encode(&key).into_bytes(), None)).collect();
+        let task = Task {
+            store,
+            config,
+            sender,
+            status,
+            known,
+            missing: Missing::default(),
+            seen,
+            last: 0,
+            mark: None,
+            cluster: 0,
+            rolled_back: false,
+            warned: None,
+        };
         let task = tokio::spawn(task.run());
         Self { batches, status: receiver, task }
     }
@@ -202,7 +185,11 @@ enum End {
     /// The consumer is gone.
     Closed,
     /// The history that we need is gone: list again.
-    Lost(String),
+    Lost,
+    /// The history is another one: list again, and believe nothing.
+    RolledBack(&'static str),
+    /// The store has another connection: open the stream on that.
+    Moved,
     /// The stream broke: open it again.
     Broken(Error),
 }
@@ -210,10 +197,20 @@ enum End {
 impl From<Error> for End {
     fn from(error: Error) -> Self {
         match error {
-            Error::Compacted => Self::Lost("history compacted".to_owned()),
+            Error::Compacted => Self::Lost,
             error => Self::Broken(error),
         }
     }
+}
+
+/// What a stream has said about its progress since it was asked.
+#[derive(Default)]
+struct Progress {
+    /// The revision of the latest answer. Before 3.4.25 and 3.5.8 an answer could overtake events
+    /// that were under way (etcd issue 15220), so it counts when the next one is here.
+    told: i64,
+    /// Questions since the last message.
+    unanswered: u32,
 }
 
 struct Task {
@@ -221,19 +218,27 @@ struct Task {
     config: WatchConfig,
     sender: mpsc::Sender<Batch>,
     status: watch::Sender<WatchStatus>,
-    /// Full keys that the consumer has, with their revisions.
-    known: HashMap<Vec<u8>, i64>,
-    /// The latest revision that the consumer has; 0 before the first listing.
+    /// Full keys that the consumer has; `None` where it is not known what it has there.
+    known: HashMap<Vec<u8>, Option<Print>>,
+    /// Keys that the consumer has and a restored store has not.
+    missing: Missing,
+    /// The latest revision that the consumer ever had.
+    seen: i64,
+    /// The latest revision that the consumer has; 0 when it needs a listing.
     last: i64,
+    mark: Option<Mark>,
+    /// Id of the cluster that was listed; 0 before the first listing.
+    cluster: u64,
+    /// Whether the next listing is of another history.
+    rolled_back: bool,
     /// When we last warned.
     warned: Option<Instant>,
 }
 
 impl Task {
     async fn run(mut self) {
-        let mut attempt = 0_u32;
+        let mut backoff = Backoff::default();
         loop {
-            let before = self.last;
             let span = info_span!("watch", revision = self.last);
             let end = async {
                 if self.last == 0 {
@@ -243,23 +248,39 @@ impl Task {
             }
             .instrument(span)
             .await;
-            // What was connected for a while starts again with the shortest pause.
-            if self.last != before || self.status.borrow().is_connected() {
-                attempt = 0;
+            // What was connected for a while starts again with the shortest pause; one that breaks
+            // whenever it is made does not.
+            if let WatchStatus::Connected { since, .. } = &*self.status.borrow()
+                && since.elapsed() >= self.config.pause_max
+            {
+                backoff.reset();
             }
-            let cause = match end {
+            let (cause, longest) = match end {
                 Ok(()) | Err(End::Closed) => return,
-                Err(End::Lost(cause)) => {
+                Err(End::Moved) => continue,
+                Err(End::Lost) => {
                     self.last = 0;
-                    cause
+                    ("its history was compacted".to_owned(), self.config.pause_max)
                 }
-                Err(End::Broken(error)) => error.to_string(),
+                Err(End::RolledBack(cause)) => {
+                    self.last = 0;
+                    self.rolled_back = true;
+                    (cause.to_owned(), self.config.pause_max)
+                }
+                Err(End::Broken(error)) => {
+                    (error.to_string(), backoff::longest(&error, self.config.pause_max))
+                }
             };
             self.disconnected(&cause);
-            attempt = attempt.saturating_add(1);
-            let pause = self.config.pause_min.saturating_mul(1 << (attempt - 1).min(16));
+            let pause = backoff.next(self.config.pause_min, longest);
+            // Another call's success ends the pause, but not so soon that we would knock with each.
+            let woken = async {
+                sleep(pause / 2).await;
+                self.store.answered().await;
+            };
             tokio::select! {
-                () = sleep(jitter(pause.min(self.config.pause_max))) => {}
+                () = sleep(pause) => {}
+                () = woken, if longest <= self.config.pause_max => {}
                 () = self.sender.closed() => return,
             }
         }
@@ -289,46 +310,85 @@ impl Task {
 
     /// Lists everything and hands on what the consumer does not have.
     async fn list(&mut self) -> Result<(), End> {
+        let began = Instant::now();
         let mut pages = Pages::new(&self.store.keys().range(Range::All));
         let mut listed = HashMap::with_capacity(self.known.len());
         while let Some(entries) = self.store.page(&mut pages).await? {
+            self.rolled_back |= pages.revision < self.seen;
             let mut events = Vec::with_capacity(entries.len());
             for entry in entries {
-                if self.known.get(&entry.key) != Some(&entry.mod_revision) {
+                let print = Print::of(&entry);
+                if self.known.get(&entry.key) != Some(&Some(print)) {
                     events.push(self.put(&entry));
+                    // What is handed on is known even if the listing is not finished.
+                    self.known.insert(entry.key.clone(), Some(print));
                 }
-                listed.insert(entry.key, entry.mod_revision);
+                listed.insert(entry.key, Some(print));
             }
-            // What was handed on is known even if the listing is not finished.
-            for event in &events {
-                if let Some(key) = self.event_key(event) {
-                    self.known.insert(key, event_revision(event));
-                }
-            }
-            self.send(pages.revision, events, true, false).await?;
+            self.send(Batch::listed(began, pages.revision, events)).await?;
         }
-        let mut vanished: Vec<Vec<u8>> =
+        let vanished: BTreeSet<Vec<u8>> =
             self.known.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
-        vanished.sort_unstable();
-        let deletes = vanished.iter().map(|key| self.delete(key, pages.revision)).collect();
+        let mark = Mark::listing(&listed, pages.revision);
+        let rolled_back = std::mem::take(&mut self.rolled_back);
+        let mut events = Vec::new();
+        if rolled_back {
+            let (revision, seen, missing) = (pages.revision, self.seen, vanished.len());
+            warn!(revision, seen, missing, "the store has gone back, from a backup it seems");
+            self.missing.wait(vanished, self.config.grace);
+            self.missing.keep(&mut listed);
+        } else {
+            self.missing.take();
+            events.extend(vanished.iter().map(|key| self.delete(key, pages.revision)));
+        }
         self.known = listed;
+        self.mark = Some(mark);
         self.last = pages.revision;
+        self.seen = pages.revision;
+        self.cluster = pages.cluster;
         info!(revision = self.last, keys = self.known.len(), "the store is listed");
-        self.send(pages.revision, deletes, true, true).await
+        let batch = Batch::listed(began, pages.revision, events);
+        self.send(Batch { complete: true, rolled_back, ..batch }).await
     }
 
     /// Watches from the last revision on until the stream ends.
     async fn follow(&mut self) -> Result<(), End> {
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(self.last.saturating_add(1))
-            .with_progress_notify();
+        let mut moves = self.store.moves();
+        // There is a mark after every listing, and no watch before one.
+        let Some(mark) = self.mark.clone() else { return Err(End::Lost) };
+        let from = match history::compare(&self.store, &mark, self.last).await? {
+            History::Same { from } => from,
+            History::Other => return Err(End::RolledBack("it has another history")),
+            History::Compacted => return Err(End::Lost),
+        };
+        let options =
+            WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
         let wait = self.store.request_timeout();
         let mut stream = self.store.watch(Range::All, options).await?;
         let mut created = false;
+        let mut progress = Progress::default();
         loop {
+            let given_up = self.missing.until();
             let message = if created {
-                stream.message().await
+                let next = tokio::select! {
+                    next = timeout(self.config.progress, stream.message()) => next,
+                    _ = moves.changed() => return Err(End::Moved),
+                    () = sleep_until(given_up.unwrap_or_else(Instant::now)), if given_up.is_some() => {
+                        self.give_up().await?;
+                        continue;
+                    }
+                };
+                let Ok(message) = next else {
+                    progress.unanswered += 1;
+                    if progress.unanswered > UNANSWERED_MAX {
+                        return Err(self.store.late(self.config.progress * UNANSWERED_MAX).into());
+                    }
+                    let asked = stream.request_progress().await;
+                    asked.map_err(|error| self.store.sort(&error))?;
+                    continue;
+                };
+                progress.unanswered = 0;
+                message
             } else {
                 // Only the answer to our request has a deadline, events come when they come.
                 timeout(wait, stream.message()).await.map_err(|_| self.store.late(wait))?
@@ -340,6 +400,7 @@ impl Task {
                     hint: "it is opened again by itself",
                 }));
             };
+            let began = Instant::now();
             if message.compact_revision() != 0 {
                 return Err(Error::Compacted.into());
             }
@@ -347,23 +408,34 @@ impl Task {
                 let status = tonic::Status::unavailable(message.cancel_reason());
                 return Err(self.store.sort(&etcd_client::Error::GRpcStatus(status)).into());
             }
-            let now = message.header().map_or(0, etcd_client::ResponseHeader::revision);
-            if message.created() {
-                // A store that was restored from a backup counts anew from an older revision, and
-                // the watch would wait for one that means something else.
-                if now < self.last {
-                    return Err(End::Lost("the store's revision went back".to_owned()));
+            // Not `events`: its `event_type` panics on a type that the library does not know.
+            let message = message.0;
+            let header = message.header.as_ref();
+            if message.created {
+                let cluster = header.map_or(0, |header| header.cluster_id);
+                if self.cluster != cluster {
+                    return Err(End::RolledBack("it is another cluster"));
+                }
+                // Once more, now that the stream would end with the store that it is of: the store may
+                // have been restored between the first look and the opening.
+                let history = history::compare(&self.store, &mark, self.last).await?;
+                if history == History::Other {
+                    return Err(End::RolledBack("it has another history"));
                 }
                 created = true;
                 self.connected();
             }
-            // Not `events`: its `event_type` panics on a type that the library does not know.
-            let message = message.0;
             if message.events.is_empty() {
                 // A progress notice, or the confirmation. The confirmation's revision says nothing
                 // about what is still to come.
-                if !message.created && now > self.last {
-                    self.last = now;
+                let now = header.map_or(0, |header| header.revision);
+                let reached = match message.watch_id {
+                    _ if message.created => 0,
+                    ASKED_FOR => std::mem::replace(&mut progress.told, now),
+                    _ => now,
+                };
+                if reached > self.last {
+                    self.reached(reached);
                     self.connected();
                 }
                 continue;
@@ -372,14 +444,14 @@ impl Task {
             let mut revision = self.last;
             for event in message.events {
                 let Some(kv) = event.kv else { continue };
-                // An event that the consumer has already says nothing new.
+                // Between the mark and there nothing of ours was changed in the history that we know.
                 if kv.mod_revision <= self.last {
-                    continue;
+                    return Err(End::RolledBack("it has another history"));
                 }
                 revision = revision.max(kv.mod_revision);
+                self.missing.settled(&kv.key);
                 match event.r#type {
                     0 => {
-                        self.known.insert(kv.key.clone(), kv.mod_revision);
                         let entry = Entry {
                             key: kv.key,
                             value: kv.value,
@@ -387,19 +459,38 @@ impl Task {
                             mod_revision: kv.mod_revision,
                             lease: kv.lease,
                         };
+                        self.known.insert(entry.key.clone(), Some(Print::of(&entry)));
+                        self.mark = Some(Mark::put(&entry));
                         events.push(self.put(&entry));
                     }
                     1 => {
                         self.known.remove(&kv.key);
                         events.push(self.delete(&kv.key, kv.mod_revision));
+                        self.mark = Some(Mark::deleted(kv.key, kv.mod_revision));
                     }
                     other => warn!(kind = other, "an event of an unknown kind was left out"),
                 }
             }
-            self.last = revision;
-            self.send(revision, events, false, true).await?;
+            self.reached(revision);
+            self.send(Batch::watched(began, revision, events)).await?;
             self.connected();
         }
+    }
+
+    fn reached(&mut self, revision: i64) {
+        self.last = revision;
+        self.seen = revision;
+    }
+
+    /// What a restored store lacks has not been written again: it is gone.
+    async fn give_up(&mut self) -> Result<(), End> {
+        let mut events = Vec::new();
+        for key in self.missing.take() {
+            events.push(self.delete(&key, self.last));
+            self.known.remove(&key);
+        }
+        info!(keys = events.len(), "what the restored store lacks is given up");
+        self.send(Batch::watched(Instant::now(), self.last, events)).await
     }
 
     fn connected(&mut self) {
@@ -418,17 +509,10 @@ impl Task {
         }
     }
 
-    async fn send(
-        &self,
-        revision: i64,
-        events: Vec<Event>,
-        resync: bool,
-        complete: bool,
-    ) -> Result<(), End> {
-        if events.is_empty() && !(resync && complete) {
+    async fn send(&self, batch: Batch) -> Result<(), End> {
+        if batch.events.is_empty() && !(batch.resync && batch.complete) {
             return Ok(());
         }
-        let batch = Batch { revision: Revision(revision), events, resync, complete };
         self.sender.send(batch).await.map_err(|_| End::Closed)
     }
 
@@ -459,27 +543,8 @@ impl Task {
             Err(_) => Event::DeleteBad { key: String::from_utf8_lossy(key).into_owned(), revision },
         }
     }
-
-    /// The full key of an event, as it is in `known`.
-    fn event_key(&self, event: &Event) -> Option<Vec<u8>> {
-        match event {
-            Event::Put { key, .. } | Event::Delete { key, .. } => {
-                Some(self.store.keys().encode(key).into_bytes())
-            }
-            Event::Bad { key, .. } | Event::DeleteBad { key, .. } => Some(key.clone().into_bytes()),
-        }
-    }
 }
 
 fn set_aside(key: String, parsed: Key, error: &record::Error, revision: Revision) -> Event {
     Event::Bad { key, parsed: Some(parsed), error: error.to_string(), revision }
-}
-
-fn event_revision(event: &Event) -> i64 {
-    match event {
-        Event::Bad { revision, .. }
-        | Event::Delete { revision, .. }
-        | Event::DeleteBad { revision, .. }
-        | Event::Put { revision, .. } => revision.0,
-    }
 }

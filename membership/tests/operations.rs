@@ -1,4 +1,4 @@
-//! Networks, addresses, endpoints: against etcd and the embedded store.
+//! Networks, addresses, endpoints: against the embedded store and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
@@ -16,7 +16,7 @@ use membership::network::{self, NetworkSpec};
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 use membership::store::{self, Credentials, Store};
 
-on_both!(
+on_each_store!(
     a_dead_endpoint_is_told_and_passed_over,
     an_unreadable_block_is_left_alone,
     answers_that_are_lost_do_no_harm,
@@ -426,35 +426,36 @@ async fn answers_that_are_lost_do_no_harm(_: Backend, world: World) {
 
 #[test]
 fn credentials_are_checked() {
-    common::run(Backend::Etcd, async |_, _| {
-        let world = World::alone(Backend::Etcd).await;
-        let mut raw = world.raw().await;
-        raw.user_add("root", "secret", None).await.unwrap();
-        raw.role_add("root").await.unwrap();
-        raw.user_grant_role("root", "root").await.unwrap();
-        raw.auth_enable().await.unwrap();
-        let mut config = world.config();
-        let refused = |error: store::Error| {
-            let text = error.to_string();
-            assert!(matches!(error, store::Error::Access { .. }), "{text}");
-            assert!(
-                text.contains("check the user, password") && !text.contains("secret"),
-                "{text}"
-            );
-        };
-        let anonymous = Store::lazy(config.clone()).unwrap();
-        refused(anonymous.list(membership::key::Range::Networks).await.unwrap_err());
-        let user = |password: &str| {
-            Some(Credentials { name: "root".to_owned(), password: password.to_owned() })
-        };
-        config.user = user("wrong");
-        assert!(!format!("{config:?}").contains("wrong"));
-        refused(Store::connect(config.clone()).await.unwrap_err());
-        // Corrected while it runs.
-        let store = Store::lazy(config.clone()).unwrap();
-        refused(store.status().await.unwrap_err());
-        config.user = user("secret");
-        store.reload(config).unwrap();
-        network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
-    });
+    for version in etcd_servers::Version::ALL {
+        common::run(Backend::Etcd(version), async |backend, _| credentials(backend).await);
+    }
+}
+
+async fn credentials(backend: Backend) {
+    let world = World::alone(backend).await;
+    let mut raw = world.raw().await;
+    raw.user_add("root", "secret", None).await.unwrap();
+    raw.role_add("root").await.unwrap();
+    raw.user_grant_role("root", "root").await.unwrap();
+    raw.auth_enable().await.unwrap();
+    let mut config = world.config();
+    let refused = |error: store::Error| {
+        let text = error.to_string();
+        assert!(matches!(error, store::Error::Access { .. }), "{text}");
+        assert!(text.contains("check the user, password") && !text.contains("secret"), "{text}");
+    };
+    let anonymous = Store::lazy(config.clone()).unwrap();
+    refused(anonymous.list(membership::key::Range::Networks).await.unwrap_err());
+    let user = |password: &str| {
+        Some(Credentials { name: "root".to_owned(), password: password.to_owned() })
+    };
+    config.user = user("wrong");
+    assert!(!format!("{config:?}").contains("wrong"));
+    refused(Store::connect(config.clone()).await.unwrap_err());
+    // Corrected while it runs.
+    let store = Store::lazy(config.clone()).unwrap();
+    refused(store.status().await.unwrap_err());
+    config.user = user("secret");
+    store.reload(config).unwrap();
+    network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
 }

@@ -189,7 +189,14 @@ fn place(tables: &Snapshot, place: Place) -> String {
 
 /// An agent with two other hosts and one network that it takes part in.
 fn three() -> Agent {
-    let mut agent = Agent::new();
+    three_with(Defaults {
+        vteps: vec![VtepRecord::new(ip("198.51.100.1"), 4789)],
+        ..Defaults::default()
+    })
+}
+
+fn three_with(defaults: Defaults) -> Agent {
+    let mut agent = Agent::with(defaults);
     agent.put_host(host_record("own", &[("198.51.100.1", 0)]));
     agent.put_host(host_record("h2", &[("198.51.100.2", 0)]));
     agent.put_host(host_record("h3", &[("198.51.100.3", 0)]));
@@ -330,6 +337,55 @@ fn many_that_expire_together_freeze_the_flood_lists() {
     agent.pass(0);
     assert_eq!(agent.flood("n1"), set(&["h3"]));
     assert!(agent.reconciler.frozen().is_empty());
+}
+
+#[test]
+fn expiry_together_is_found_whatever_the_hold_down() {
+    // Hosts that expire at these times, and who is in the flood list long after.
+    for (hold_down, times, stay) in [
+        (30_000, [0, 9_000], true),
+        (30_000, [0, 11_000], false),
+        // The first has left when the second expires, and comes back.
+        (1_000, [0, 9_000], true),
+        (1_000, [9_000, 0], true),
+        (1_000, [0, 11_000], false),
+        (0, [0, 0], true),
+    ] {
+        let defaults = Defaults {
+            vteps: vec![VtepRecord::new(ip("198.51.100.1"), 4789)],
+            hold_down: Millis(hold_down),
+            ..Defaults::default()
+        };
+        let mut agent = three_with(defaults);
+        let mut due: Vec<(u64, &str)> = times.into_iter().zip(["h2", "h3"]).collect();
+        due.sort_unstable();
+        let mut passed = 0;
+        for (at, name) in due {
+            agent.pass(at - passed);
+            passed = at;
+            agent.expire(name);
+        }
+        agent.pass(60_000);
+        let all: &[&str] = if stay { &["h2", "h3"] } else { &[] };
+        assert_eq!(agent.flood("n1"), set(all), "hold-down {hold_down}, expiry at {times:?}");
+        assert_eq!(agent.reconciler.frozen().len(), all.len());
+        assert!(agent.place_of("n1", mac(2)).is_some() && agent.place_of("n1", mac(3)).is_some());
+    }
+}
+
+#[test]
+fn a_host_that_left_and_is_heard_gets_broadcasts_again() {
+    let mut agent = three();
+    agent.expire("h2");
+    let key = agent.reconciler.vtep_key(&host("h2")).unwrap();
+    agent.pass(40_000);
+    assert_eq!(agent.flood("n1"), set(&["h3"]));
+    agent.reconciler.heard(key, agent.now);
+    agent.pass(0);
+    assert_eq!(agent.flood("n1"), set(&["h2", "h3"]));
+    agent.pass(30_000);
+    assert_eq!(agent.flood("n1"), set(&["h3"]));
+    assert_eq!(agent.reconciler.next_deadline(), None);
 }
 
 #[test]

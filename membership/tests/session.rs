@@ -1,4 +1,4 @@
-//! The presence of hosts: against etcd and the embedded store.
+//! The presence of hosts: against the embedded store and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
@@ -14,8 +14,10 @@ use membership::record::{HostRecord, StaticVtep, VtepRecord};
 use membership::session::{Error, Session, SessionState};
 use membership::store::Store;
 
-on_both!(
+on_each_store!(
     a_newer_run_is_not_overwritten,
+    a_record_that_others_changed_is_written_again,
+    a_restored_store_is_told_again,
     a_session_comes_back_with_the_store,
     a_session_starts_without_the_store,
     closing_ends_the_presence,
@@ -164,6 +166,76 @@ async fn a_newer_run_is_not_overwritten(_: Backend, world: World) {
     assert_eq!(known(&store, "h1").await.unwrap(), now);
 }
 
+/// A second run of the host that the first would only notice when its lease ends: it is told to
+/// look. And a record that somebody deleted is written again, under the same lease.
+async fn a_record_that_others_changed_is_written_again(_: Backend, world: World) {
+    let store = world.store();
+    let long = Duration::from_secs(600);
+    let first = record("h1", "id1", &["192.0.2.1"]);
+    let old = Session::start_with(world.store(), first, long).await.unwrap();
+    let revision = async || store.status().await.unwrap().revision;
+    let SessionState::Online { lease, .. } = *old.state().borrow() else { panic!() };
+    let key = store.keys().encode(&Key::Host(HostName::new("h1").unwrap()));
+    world.raw().await.delete(key, None).await.unwrap();
+    old.check();
+    until("it is written again", async || present(&store, "h1").await.is_some()).await;
+    let SessionState::Online { lease: now, .. } = *old.state().borrow() else { panic!() };
+    assert_eq!(lease, now);
+
+    let new = Session::start_with(world.store(), record("h1", "id1", &["192.0.2.7"]), long)
+        .await
+        .unwrap();
+    assert_eq!((old.incarnation(), new.incarnation()), (1, 2));
+    assert!(old.state().borrow().is_online(), "its lease still lives");
+    old.check();
+    state(&old, "the old run is refused", |state| {
+        matches!(state, SessionState::Refused { cause, .. } if cause.contains("second time"))
+    })
+    .await;
+    assert_eq!(present(&store, "h1").await.unwrap().incarnation, 2);
+
+    // Who looks and finds all well writes nothing.
+    let before = revision().await;
+    new.check();
+    new.check();
+    // Commands are served in order: the looks are over when this one is.
+    let mut changed = record("h1", "id1", &["192.0.2.7"]);
+    changed.underlay_mtu = 1400;
+    new.update(changed).await.unwrap();
+    let after = present(&store, "h1").await.unwrap();
+    assert_eq!((after.underlay_mtu, revision().await), (1400, before + 1));
+}
+
+/// A restored store has the lease and not what was written under it since.
+async fn a_restored_store_is_told_again(backend: Backend, _: World) {
+    let mut world = World::alone(backend).await;
+    let ttl = Duration::from_secs(6);
+    let session =
+        Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), ttl).await.unwrap();
+    let SessionState::Online { lease, .. } = *session.state().borrow() else { panic!() };
+    let backup = world.backup().await;
+    until("it is back", async || session.state().borrow().is_online()).await;
+    let mut changed = record("h1", "id1", &["192.0.2.8"]);
+    changed.underlay_mtu = 9000;
+    session.update(changed).await.unwrap();
+    world.stop().await;
+    world.restore(&backup);
+    world.restart().await;
+    let store = world.store();
+    assert_ne!(present(&store, "h1").await.unwrap().underlay_mtu, 9000);
+    until("it is told again", async || {
+        let record = async |record: Option<HostRecord>| record.map(|record| record.underlay_mtu);
+        let (present, known) = (present(&store, "h1").await, known(&store, "h1").await);
+        (record(present).await, record(known).await) == (Some(9000), Some(9000))
+    })
+    .await;
+    let claim = Key::VtepClaim("192.0.2.8".parse().unwrap());
+    let claim = store.get::<membership::record::VtepClaimRecord>(&claim).await.unwrap();
+    assert_eq!(claim.map(|found| found.lease), Some(lease), "under the lease that is still there");
+    let gone = Key::VtepClaim("192.0.2.1".parse().unwrap());
+    assert_eq!(store.get::<membership::record::VtepClaimRecord>(&gone).await.unwrap(), None);
+}
+
 async fn updates_are_published(_: Backend, world: World) {
     let store = world.store();
     let other =
@@ -191,8 +263,13 @@ async fn a_session_comes_back_with_the_store(backend: Backend, _: World) {
         Session::start_with(world.store(), record("h1", "id1", &["192.0.2.1"]), TTL).await.unwrap();
     world.stop().await;
     state(&session, "offline", |state| !state.is_online()).await;
+    // Away for as long as the pauses need to be at their longest.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     world.restart().await;
+    let back = std::time::Instant::now();
     state(&session, "online again", SessionState::is_online).await;
+    let took = back.elapsed();
+    assert!(took < Duration::from_secs(20), "ten times what is promised; it took {took:?}");
     let store = world.store();
     until("its record is there", async || present(&store, "h1").await.is_some()).await;
 }

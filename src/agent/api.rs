@@ -426,6 +426,8 @@ async fn status(agent: &Agent) -> Answer<types::Status> {
             lease: session.lease.map(|lease| format!("{lease:x}")),
             ttl_ms: session.ttl.as_millis() as u64,
         },
+        convergence: Some(agent.tables.convergence()),
+        reload: agent.last_reload(),
         datapath: types::Datapath {
             workers: agent.datapath.config().workers as u64,
             generation: agent.tables.reader().load().generation().0,

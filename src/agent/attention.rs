@@ -14,6 +14,7 @@ use membership::reconcile::{Claim, Conflict, Reconciler};
 use membership::view::View;
 
 use super::Agent;
+use super::rivals;
 use super::state::Stage;
 
 /// Warnings of one kind.
@@ -89,6 +90,8 @@ fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
     let conflicts = reconciler.conflicts();
     let conflicts = conflicts.iter().map(|conflict| (conflict_key(conflict), told(conflict, view)));
     list(&mut notes, "conflicts", conflicts.collect(), "detach all but one of them");
+    let next_step = "which is right? delete the others' records from the store";
+    list(&mut notes, "rivals", rivals::find(view), next_step);
     let frozen: Vec<String> = reconciler.frozen().into_iter().map(ToString::to_string).collect();
     if !frozen.is_empty() {
         let text = format!(

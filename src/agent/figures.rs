@@ -1,5 +1,7 @@
 //! The agent's figures for the metrics endpoint.
 
+use std::time::Duration;
+
 use super::Agent;
 use super::tasks::SessionState;
 use crate::datapath::drop::DropReason;
@@ -31,6 +33,8 @@ pub fn figures(agent: &Agent) -> Figures {
     let (revision, hosts, endpoints) = agent
         .tables
         .view(|view| (view.revision().0, view.hosts().count(), view.endpoints().count()));
+    let convergence = agent.tables.convergence();
+    let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
     let gauges = vec![
         (
             "skybridge_store_connected",
@@ -48,6 +52,36 @@ pub fn figures(agent: &Agent) -> Figures {
         ("skybridge_endpoints", "Endpoints known", endpoints as f64),
         ("skybridge_fdb_entries", "FDB entries on this host", macs as f64),
         ("skybridge_neighbors", "Neighbor entries on this host", neighbors as f64),
+        (
+            "skybridge_convergence_p50_seconds",
+            "From a change's arrival to the tables that hold it, half of the last 1000",
+            seconds(convergence.changes.p50_us),
+        ),
+        (
+            "skybridge_convergence_p99_seconds",
+            "From a change's arrival to the tables that hold it, 99 of 100 of the last 1000",
+            seconds(convergence.changes.p99_us),
+        ),
+        (
+            "skybridge_convergence_max_seconds",
+            "From a change's arrival to the tables that hold it, the longest since the start",
+            seconds(convergence.changes.max_us),
+        ),
+        (
+            "skybridge_own_writes_p50_seconds",
+            "From the request for an endpoint here to the tables that hold it, half of the last 1000",
+            seconds(convergence.own.p50_us),
+        ),
+        (
+            "skybridge_own_writes_p99_seconds",
+            "From the request for an endpoint here to the tables that hold it, 99 of 100 of the last 1000",
+            seconds(convergence.own.p99_us),
+        ),
+        (
+            "skybridge_listing_seconds",
+            "The last listing of the store, from its beginning to the tables that hold it",
+            seconds(convergence.listing.map_or(0, |listing| listing.took_us)),
+        ),
         (
             "skybridge_uptime_seconds",
             "Seconds since the agent started",

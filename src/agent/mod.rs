@@ -15,6 +15,7 @@
 //!
 //! - *follow* ([`tasks`]): applies the watch to the tables and reacts to what changed;
 //! - *session*: keeps this host's record under a lease, for as long as the agent runs;
+//! - *republish*: writes again what the store has lost of this host;
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
 //!   told, notices sandboxes that are gone.
 //!
@@ -24,11 +25,14 @@ pub mod api;
 pub mod attention;
 pub mod figures;
 pub mod networks;
+pub mod republish;
 pub mod state;
 pub mod tables;
 pub mod tasks;
 
+mod convergence;
 mod errors;
+mod rivals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,13 +41,14 @@ use std::time::{Duration, Instant};
 use membership::key::{HostId, HostName, NetworkId};
 use membership::record::NetworkRecord;
 use membership::store::Store;
+use membership::view::Journal;
 use membership::watch::WatchStatus;
 use tokio::sync::watch;
 
 pub use errors::{endpoint_error, link_error, network_error, state_error, store_error};
 
 use crate::config::Config;
-use crate::control::types::Error;
+use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
 use crate::link::source_check::{self, Guarded};
 use networks::{LocalNetwork, Networks};
@@ -57,6 +62,8 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The snapshot of the records, in the state directory.
 pub const SNAPSHOT: &str = "tables.json";
+/// What was applied since, in the state directory.
+pub const JOURNAL: &str = "tables.log";
 
 /// Something that an operator should know of.
 #[derive(Clone, Debug)]
@@ -90,12 +97,18 @@ pub struct Agent {
     /// Endpoints whose devices this run has set up or taken over.
     settled: Mutex<BTreeSet<String>>,
     warnings: Mutex<BTreeMap<String, Warning>>,
+    /// What the last reload of the configuration came to, and when.
+    reload: Mutex<Option<(Instant, Reload)>>,
+    /// What was applied since the snapshot.
+    journal: Mutex<Journal>,
     /// Held while the snapshot is written: an aborted task goes on writing for a while.
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
     restoring: tokio::sync::Mutex<()>,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
+    /// What the store may have lost of this host.
+    doubts: republish::Doubts,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
     /// When it started.
@@ -134,6 +147,7 @@ impl Agent {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let journal = Journal::new(parts.state.path().join(JOURNAL));
         Self {
             name: parts.name,
             id: parts.id,
@@ -146,10 +160,13 @@ impl Agent {
             attachments: Mutex::new(parts.attachments),
             settled: Mutex::default(),
             warnings: Mutex::default(),
+            reload: Mutex::default(),
+            journal: Mutex::new(journal),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
+            doubts: republish::Doubts::default(),
             embedded: parts.embedded,
             started: Instant::now(),
         }
@@ -243,6 +260,13 @@ impl Agent {
     pub fn attachments(&self) -> Vec<Attachment> {
         let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
         all.values().cloned().collect()
+    }
+
+    /// Whether an endpoint is attached here.
+    #[must_use]
+    pub fn has_attachment(&self, endpoint: &str) -> bool {
+        let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(endpoint).is_some_and(|note| note.stage == Stage::Attached)
     }
 
     /// Notes an attachment on disk and in memory.
@@ -340,6 +364,20 @@ impl Agent {
         if warnings.remove(key).is_some() {
             tracing::info!(key, "no longer needs attention");
         }
+    }
+
+    /// Notes what a reload of the configuration came to.
+    pub fn note_reload(&self, reload: Reload) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), reload));
+    }
+
+    /// What the last reload of the configuration came to.
+    #[must_use]
+    pub fn last_reload(&self) -> Option<Reload> {
+        let last = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, reload) = last.as_ref()?;
+        Some(Reload { since_ms: at.elapsed().as_millis() as u64, ..reload.clone() })
     }
 
     /// What needs attention now.

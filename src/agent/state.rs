@@ -6,6 +6,7 @@
 //!   STATE_DIR/lock                     held exclusively while an agent runs
 //!   STATE_DIR/identity.json            this host's identity and incarnation (membership)
 //!   STATE_DIR/tables.json              the last known records (membership)
+//!   STATE_DIR/tables.log[.old]         what changed of them since
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!

@@ -28,7 +28,8 @@ use membership::view::View;
 use membership::watch::{Batch, Event};
 use tokio::sync::watch;
 
-use crate::control::types::Error;
+use super::convergence::Convergence;
+use crate::control::types::{self, Error};
 use crate::datapath::Datapath;
 use crate::datapath::learn::Learned;
 use crate::datapath::responder;
@@ -55,6 +56,7 @@ struct Inner {
     /// Endpoints of this host that are being removed: the store may still tell of them.
     leaving: HashSet<EndpointId>,
     complete: bool,
+    convergence: Convergence,
 }
 
 /// View, reconciler and writer behind one lock.
@@ -81,6 +83,7 @@ impl Tables {
                 seen: HashMap::new(),
                 leaving: HashSet::new(),
                 complete: false,
+                convergence: Convergence::default(),
             }),
             reader,
             started: Instant::now(),
@@ -153,15 +156,23 @@ impl Tables {
     #[must_use]
     pub fn apply(&self, batch: Batch) -> Vec<Announcement> {
         let revision = batch.revision;
-        let complete = batch.complete;
+        let (complete, resync, began) = (batch.complete, batch.resync, batch.began);
+        let mut own = Vec::new();
         let announcements = self.change(|inner, now| {
             let mut deltas = Vec::new();
             for event in batch.events {
-                if inner.is_leaving(&event) {
+                // What a listing tells anew is no echo of what is being removed: a store that was
+                // restored has it again.
+                if batch.resync {
+                    inner.forget_leaving(&event);
+                } else if inner.is_leaving(&event) {
                     continue;
                 }
-                if let Event::Put { revision, .. } = &event {
+                if let Event::Put { revision, key, .. } = &event {
                     inner.seen.entry(revision.0).or_insert(now);
+                    if let Key::Endpoint(_, endpoint) = key {
+                        own.extend(inner.convergence.forget(endpoint));
+                    }
                 }
                 let change = inner.view.apply(event);
                 deltas.extend(inner.reconciler.apply(&inner.view, &change, now));
@@ -174,6 +185,13 @@ impl Tables {
             deltas
         });
         if complete {
+            let inner = &mut *self.lock();
+            if resync {
+                inner.convergence.listed(began.elapsed(), inner.view.endpoints().count());
+            } else {
+                inner.convergence.changed(began.elapsed());
+            }
+            own.into_iter().for_each(|asked| inner.convergence.came(asked));
             self.reached.send_replace(revision);
         }
         announcements
@@ -248,10 +266,22 @@ impl Tables {
         let key = Key::Endpoint(network.clone(), endpoint.clone());
         let _ = self.change(|inner, now| {
             inner.leaving.insert(endpoint.clone());
+            inner.convergence.forget(endpoint);
             let revision = inner.view.revision();
             let change = inner.view.apply(Event::Delete { key, revision });
             inner.reconciler.apply(&inner.view, &change, now)
         });
+    }
+
+    /// An endpoint is about to be written to the store: how long it takes to come back is measured.
+    pub fn expect_endpoint(&self, endpoint: &EndpointId) {
+        self.lock().convergence.expect(endpoint.clone());
+    }
+
+    /// How fast these tables follow the store.
+    #[must_use]
+    pub fn convergence(&self) -> types::Convergence {
+        self.lock().convergence.summary()
     }
 
     /// Waits until this host's own watch has told of an endpoint.
@@ -377,6 +407,12 @@ impl Inner {
                 false
             }
             _ => false,
+        }
+    }
+
+    fn forget_leaving(&mut self, event: &Event) {
+        if let Event::Put { key: Key::Endpoint(_, endpoint), .. } = event {
+            self.leaving.remove(endpoint);
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use membership::key::NetworkId;
 use membership::session;
+use membership::view::Journal;
 use membership::watch::Watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -25,10 +26,14 @@ const TICK: Duration = Duration::from_secs(1);
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// How often the first registration is looked for.
 const REGISTERED: Duration = Duration::from_millis(200);
+/// The least time between two looks at what the store has under this host's name.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
+/// Events that are applied and published together, where so many wait.
+const EVENTS_MAX: usize = 4096;
 /// The least time between two snapshots.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
-/// The most by which the snapshot stays behind the store.
-const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(1);
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time that the journal has to bridge.
+const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Whether this host's lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +70,20 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
     loop {
         tokio::select! {
             batch = watch.next() => {
-                let Some(batch) = batch else { return };
+                let Some(mut batch) = batch else { return };
+                // What has piled up makes one generation.
+                while batch.events.len() < EVENTS_MAX
+                    && let Some(next) = watch.try_next()
+                {
+                    batch.join(next);
+                }
                 let complete = batch.complete;
+                agent.doubts.look(&agent, &batch);
+                let lines = Journal::lines(&batch.events);
                 let announcements = agent.tables.apply(batch);
+                note(&agent, &lines);
                 agent.tables.announce(announcements, &agent.datapath);
+                agent.doubts.raise();
                 if complete {
                     settle_mtus(&agent).await;
                     if !synced {
@@ -100,6 +115,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
 /// with the reason; later refusals are warnings, because traffic goes on.
 pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -> String {
     let mut state = session.state();
+    let mut reached = agent.tables.reached();
+    let mut checked: Option<Instant> = None;
     loop {
         let now = state.borrow_and_update().clone();
         let before = agent.session().state;
@@ -126,10 +143,39 @@ pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -
             noted.lease = lease;
             noted.incarnation = session.incarnation();
         }
-        if state.changed().await.is_err() {
-            return "the session ended by itself".to_owned();
+        loop {
+            // The watch may lag behind the session, so this is no more than a reason to look.
+            let doubtful = held == SessionState::Held && !is_told_rightly(&agent);
+            let pause = checked
+                .map_or(Duration::ZERO, |at| CHECK_PAUSE.saturating_sub(at.elapsed()))
+                .max(CHECK_PAUSE / 10);
+            tokio::select! {
+                changed = state.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return "the session ended by itself".to_owned(),
+                },
+                Ok(()) = reached.changed() => {}
+                () = tokio::time::sleep(pause), if doubtful => {
+                    checked = Some(Instant::now());
+                    session.check();
+                }
+            }
         }
     }
+}
+
+/// Whether the records, as far as the watch has told of them, have this run of this host.
+fn is_told_rightly(agent: &Agent) -> bool {
+    if !agent.tables.is_complete() || !agent.watch_status().is_connected() {
+        return true;
+    }
+    let incarnation = agent.incarnation();
+    agent.tables.view(|view| {
+        let present = view.host(&agent.name).and_then(|host| host.present.as_ref());
+        present.is_some_and(|item| {
+            item.record.id == agent.id && item.record.incarnation == incarnation
+        })
+    })
 }
 
 /// Tells the store what it could not be told, and notices sandboxes that are gone, for ever.
@@ -177,8 +223,24 @@ async fn finish_detaches(agent: &Agent) {
     }
 }
 
-/// Keeps the snapshot of the records close behind the store, for ever: an agent that starts while
-/// the store is away forwards from it.
+/// Writes down what was applied, for an agent that starts while the store is away.
+fn note(agent: &Agent, lines: &[u8]) {
+    let mut journal = agent.journal.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(err) = journal.append(lines) {
+        warn_of_disk(agent, &err);
+    }
+}
+
+fn warn_of_disk(agent: &Agent, err: &dyn std::fmt::Display) {
+    agent.warn(
+        "snapshot",
+        format!("the snapshot of the tables cannot be written: {err}"),
+        Some("is the disk of the state directory full or read-only?".to_owned()),
+    );
+}
+
+/// Writes the snapshot of the records while they change, for ever: with the journal since then it
+/// is what an agent that starts while the store is away forwards from.
 pub async fn keep_snapshot(agent: Arc<Agent>) {
     let mut reached = agent.tables.reached();
     while reached.changed().await.is_ok() {
@@ -195,17 +257,22 @@ pub async fn save_snapshot(agent: &Arc<Agent>) {
     let agent = Arc::clone(agent);
     let saved = tokio::task::spawn_blocking(move || {
         let _turn = agent.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let view = agent.tables.view(Clone::clone);
-        if view.revision().0 == 0 {
+        let journal = || agent.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if agent.tables.view(|view| view.revision().0) == 0 {
             return;
         }
-        match view.save(&agent.state.path().join(super::SNAPSHOT)) {
+        if let Err(err) = journal().rotate() {
+            warn_of_disk(&agent, &err);
+            return;
+        }
+        let view = agent.tables.view(Clone::clone);
+        if let Err(err) = view.save(&agent.state.path().join(super::SNAPSHOT)) {
+            warn_of_disk(&agent, &err);
+            return;
+        }
+        match journal().folded() {
             Ok(()) => agent.clear_warning("snapshot"),
-            Err(err) => agent.warn(
-                "snapshot",
-                format!("the snapshot of the tables cannot be written: {err}"),
-                Some("is the disk of the state directory full or read-only?".to_owned()),
-            ),
+            Err(err) => warn_of_disk(&agent, &err),
         }
     });
     let _ = saved.await;
@@ -290,7 +357,7 @@ async fn after_first_listing(agent: Arc<Agent>) {
 /// Endpoints that the store says are here and that nothing here knows of: of an earlier run that
 /// lost its notes, or of a machine that had this name before. A note is written before its record,
 /// so a record without one is nobody's; the notes are read last for the same reason.
-async fn remove_orphans(agent: &Agent) {
+pub async fn remove_orphans(agent: &Agent) {
     let here: Vec<_> = agent.tables.view(|view| {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)

@@ -21,7 +21,7 @@ use serde::Serialize;
 pub use args::Cli;
 pub use table::Style;
 
-use crate::config::{self, Config, Purpose};
+use crate::config::{self, Config, Effective, Purpose};
 use crate::control::check::{Check, Invalid};
 use crate::control::client::{self, Client};
 use crate::control::types::{self, Attach, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd};
@@ -140,11 +140,11 @@ pub struct DemoOptions {
 
 /// The programs behind the commands that do not talk to an agent.
 pub trait Entry {
-    /// Runs the agent until it is told to stop.
+    /// Runs the agent until it is told to stop. `read` reads the configuration again.
     ///
     /// # Errors
     /// Why it did not start, or ended.
-    fn agent(&self, config: Config) -> Result<ExitCode, Failure>;
+    fn agent(&self, effective: Effective, read: config::Read) -> Result<ExitCode, Failure>;
 
     /// Removes everything this host's agent ever made.
     ///
@@ -247,11 +247,17 @@ fn dispatch(command: Command, entry: &impl Entry) -> Result<ExitCode, Failure> {
 
 fn agent(args: &args::AgentArgs, entry: &impl Entry) -> Result<ExitCode, Failure> {
     let purpose = if args.cleanup { Purpose::CleanUp } else { Purpose::Run };
-    let effective = config::load(&args.flags, |name| std::env::var(name).ok(), purpose)?;
+    let flags = args.flags.clone();
+    let read = move || config::load(&flags, |name| std::env::var(name).ok(), purpose);
+    let effective = read()?;
     if args.check {
         return print(&effective.to_string());
     }
-    if args.cleanup { entry.cleanup(effective.config) } else { entry.agent(effective.config) }
+    if args.cleanup {
+        entry.cleanup(effective.config)
+    } else {
+        entry.agent(effective, Box::new(read))
+    }
 }
 
 fn client(connection: &Connection) -> Client {

@@ -116,6 +116,7 @@ async fn attach_held(
         labels: request.labels.clone(),
         ..EndpointSpec::default()
     };
+    agent.tables.expect_endpoint(&id);
     let created =
         endpoint::create(&agent.store, network, &agent.name, agent.incarnation(), &spec).await;
     let record = match created {

@@ -338,6 +338,19 @@ pub(crate) fn status() -> Status {
             lease: Some("694d8f2c1a3b5e07".to_owned()),
             ttl_ms: 10_000,
         },
+        convergence: Some(Convergence {
+            changes: Latency { count: 640, p50_us: 85, p99_us: 912, max_us: 4_210 },
+            own: Latency { count: 12, p50_us: 3_450, p99_us: 9_875, max_us: 9_875 },
+            listing: Some(Listing { took_us: 183_400, endpoints: 10_000 }),
+        }),
+        reload: Some(Reload {
+            since_ms: 125_000,
+            applied: true,
+            changed: vec!["stores".to_owned(), "user.name".to_owned()],
+            kept: vec!["udp_port".to_owned()],
+            cause: None,
+            next_step: None,
+        }),
         datapath: Datapath {
             workers: 2,
             generation: 57,
@@ -372,6 +385,15 @@ pub(crate) fn lonely_status() -> Status {
         ..status.store
     };
     status.session = Session { state: SessionState::Lost, lease: None, ..status.session };
+    status.convergence = Some(Convergence::default());
+    status.reload = Some(Reload {
+        since_ms: 4_000,
+        applied: false,
+        changed: Vec::new(),
+        kept: Vec::new(),
+        cause: Some("`stores` is not set".to_owned()),
+        next_step: Some("name the store with --store http://HOST:2379".to_owned()),
+    });
     status.networks.clear();
     status.warnings.clear();
     status.drops_total = 0;

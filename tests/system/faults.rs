@@ -377,20 +377,26 @@ fn records_by_hand() {
     let twin = format!("/skybridge/v1/endpoints/{network}/feedfeedfeedfeed");
     let record = get(&lab, &format!("/skybridge/v1/endpoints/{network}/{own}"));
     put(&lab, &twin, &record.replace(&own, "feedfeedfeedfeed").replace("\"h1\"", "\"h7\""));
+    // Another network with the same VNI.
+    let rival = "/skybridge/v1/networks/beefbeefbeefbeef";
+    let record = get(&lab, &format!("/skybridge/v1/networks/{network}"));
+    let record = record.replace(&network, "beefbeefbeefbeef").replace(NETWORK, "rival");
+    put(&lab, rival, &record);
     let address = containers[0].address(Family::V4).to_string();
     for agent in &agents {
         wait_until("status names them", Duration::from_secs(5), || {
             let text = warnings(agent);
             let keys = broken.iter().all(|(key, _)| text.contains(key));
             let claim = text.contains(&format!("{address} in network {NETWORK}"));
-            (keys && claim && text.contains("feedfeedfeedfeed")).then_some(())
+            let vni = text.contains("VNI 7001 belongs to network") && text.contains("rival");
+            (keys && claim && vni && text.contains("feedfeedfeedfeed")).then_some(())
         });
     }
     // The one that lives has the address, and the rest goes on.
     traffic::ping(containers[1].netns(), containers[0].address(Family::V4), 56);
     let further = agents[0].container(&lab, NETWORK, "further", &[]);
     traffic::ping(containers[1].netns(), further.address(Family::V4), 56);
-    for key in broken.iter().map(|(key, _)| key).chain([&twin]) {
+    for key in broken.iter().map(|(key, _)| key).chain([&twin, &rival.to_owned()]) {
         delete(&lab, key);
     }
     for agent in &agents {

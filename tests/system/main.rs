@@ -14,6 +14,11 @@ mod interop;
 mod lab;
 mod offload;
 mod recovery;
+mod reload;
+mod scale;
+mod scene;
+mod session;
+mod store_faults;
 mod support;
 mod traffic;
 mod wire;
@@ -29,6 +34,10 @@ fn main() {
     wire::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
+    store_faults::register(&mut suite);
+    session::register(&mut suite);
     errors::register(&mut suite);
+    reload::register(&mut suite);
+    scale::register(&mut suite);
     suite.run();
 }

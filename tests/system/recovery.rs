@@ -173,17 +173,17 @@ fn start_without_store() {
     }
     let (from, to) = (&containers[0], containers[1].address(Family::V4));
     traffic::ping(from.netns(), to, 56);
-    // The snapshot follows the store within a second or so.
-    let snapshot = agents[0].state_dir().join("tables.json");
-    let other = to.to_string();
-    wait_until("the snapshot has the other endpoint", Duration::from_secs(10), || {
-        std::fs::read_to_string(&snapshot).unwrap_or_default().contains(&other).then_some(())
+    // What it forwards to at the last moment it knows afterwards.
+    let last = agents[1].container(&lab, NETWORK, "last", &[]);
+    let last = last.address(Family::V4);
+    wait_until("it reaches the last one", Duration::from_secs(5), || {
+        traffic::reaches(from.netns(), last).then_some(())
     });
     agents[0].kill9();
     lab.etcd().kill9();
     agents[0].start_without_waiting();
     wait_until("it forwards from its snapshot", Duration::from_secs(20), || {
-        traffic::reaches(from.netns(), to).then_some(())
+        (traffic::reaches(from.netns(), to) && traffic::reaches(from.netns(), last)).then_some(())
     });
     lab.etcd().restart();
     agents[0].wait_ready();

@@ -1,4 +1,10 @@
 //! Hosts whose leases have ended.
+//!
+//! Every [`Suspects::tick`] decides anew from three things only: when each lease ended, when each
+//! host was last heard, and how many hosts are present. So the outcome does not depend on the order
+//! in which expiries arrive, nor on how the hold-down compares with the span of expiring together:
+//! a host that left alone comes back when others turn out to have expired with it, and one that is
+//! heard again comes back too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +23,8 @@ struct Suspect {
     expired: bool,
     /// Whether it has left the flood lists.
     left: bool,
+    /// Whether something has happened since it left that may bring it back.
+    revisit: bool,
     /// Whether it stays because many expired together.
     frozen: bool,
 }
@@ -35,12 +43,20 @@ impl Suspects {
     }
 
     pub(super) fn absent(&mut self, host: &HostName, now: Millis) {
+        if self.suspects.contains_key(host) {
+            return;
+        }
         let expired = self.seen.contains(host);
+        // It may have expired together with one that has left.
+        for suspect in self.suspects.values_mut() {
+            suspect.revisit = suspect.left;
+        }
         self.suspects.entry(host.clone()).or_insert(Suspect {
             since: now,
             heard: now,
             expired,
             left: false,
+            revisit: false,
             frozen: false,
         });
     }
@@ -62,6 +78,7 @@ impl Suspects {
     pub(super) fn heard(&mut self, host: &HostName, now: Millis) {
         if let Some(suspect) = self.suspects.get_mut(host) {
             suspect.heard = suspect.heard.max(now);
+            suspect.revisit = suspect.left;
         }
     }
 
@@ -89,38 +106,38 @@ impl Suspects {
     }
 
     pub(super) fn next_deadline(&self, defaults: &Defaults) -> Option<Millis> {
-        let waiting = self.suspects.values().filter(|suspect| !suspect.left && !suspect.frozen);
-        waiting.map(|suspect| due(suspect, defaults)).min()
+        let deadline = |suspect: &Suspect| match suspect {
+            Suspect { revisit: true, heard, .. } => Some(*heard),
+            Suspect { left: true, .. } | Suspect { frozen: true, .. } => None,
+            suspect => Some(due(suspect, defaults)),
+        };
+        self.suspects.values().filter_map(deadline).min()
     }
 
-    /// Lets hosts leave whose hold-down has passed. `present` is how many others are present.
-    /// True when a flood list may have changed.
+    /// Lets hosts leave whose hold-down has passed, and come back that were heard. `present` is how
+    /// many others are present. True when a flood list may have changed.
     pub(super) fn tick(&mut self, defaults: &Defaults, present: usize, now: Millis) -> bool {
         let expired: Vec<Millis> = self
             .suspects
             .values()
-            .filter(|suspect| suspect.expired && !suspect.left)
+            .filter(|suspect| suspect.expired)
             .map(|suspect| suspect.since)
             .collect();
+        let percent = usize::try_from(defaults.freeze_percent).unwrap_or(100);
         let mut changed = false;
-        for suspect in self.suspects.values_mut().filter(|suspect| !suspect.left) {
-            if due(suspect, defaults) > now {
-                continue;
-            }
-            let group = expired
-                .iter()
-                .filter(|since| {
-                    since.since(suspect.since).max(suspect.since.since(**since))
-                        <= defaults.together
-                })
-                .count();
-            let percent = usize::try_from(defaults.freeze_percent).unwrap_or(100);
-            let all = present + expired.len();
-            suspect.frozen = suspect.expired && group >= 2 && group * 100 > all * percent;
-            if !suspect.frozen {
-                suspect.left = true;
-                changed = true;
-            }
+        for suspect in self.suspects.values_mut() {
+            let apart = |since: &&Millis| {
+                since.since(suspect.since).max(suspect.since.since(**since)) <= defaults.together
+            };
+            let group = expired.iter().filter(apart).count();
+            // Of those that were there before this group expired.
+            let many = group >= 2 && group * 100 > (present + group) * percent;
+            let silent = due(suspect, defaults) <= now;
+            suspect.frozen = silent && suspect.expired && many;
+            suspect.revisit = false;
+            let left = silent && !suspect.frozen;
+            changed |= left != suspect.left;
+            suspect.left = left;
         }
         changed
     }

@@ -173,6 +173,24 @@ impl Record {
     }
 }
 
+impl Record {
+    /// The record as JSON, as it lies in the store.
+    pub(crate) fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::Address(record) => serde_json::to_value(record),
+            Self::Block(record) => serde_json::to_value(record),
+            Self::Endpoint(record) => serde_json::to_value(record),
+            Self::Host(record) | Self::KnownHost(record) => serde_json::to_value(record),
+            Self::Mac(record) => serde_json::to_value(record),
+            Self::Name(record) => serde_json::to_value(record),
+            Self::Network(record) => serde_json::to_value(record),
+            Self::Resting(record) => serde_json::to_value(record),
+            Self::Vni(record) => serde_json::to_value(record),
+            Self::VtepClaim(record) => serde_json::to_value(record),
+        }
+    }
+}
+
 /// Seconds since 1970, for people who read the records; nothing is ordered or decided by it.
 #[must_use]
 pub fn now_seconds() -> u64 {

@@ -11,6 +11,11 @@
 //!        +----- same lease, or a new one when it has ended -----------+
 //! ```
 //!
+//! Registering is level-triggered: it reads what is there and writes only what differs. It is
+//! repeated whenever the stream of keep-alives had to be opened again, since the store may have
+//! been restored from a backup that has the lease and not the records, and whenever the owner's
+//! watch tells of a record that is not ours ([`Session::check`]).
+//!
 //! The transaction compares what was read, so of two hosts that want one name or one VTEP address
 //! only one gets it; the other is refused and told who has it. While a lease lives, its host name
 //! belongs to its id. A host that was reinstalled (same name, another id) is taken again once the
@@ -25,31 +30,30 @@
 //! ([`crate::reconcile`]); nothing is lost by being offline for a while.
 
 mod identity;
+mod register;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{Instrument, info, info_span, warn};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, debug, info_span, warn};
 
 pub use identity::{Identity, IdentityError};
 
-use crate::key::{HostId, HostName, Key};
-use crate::record::{Extra, HostRecord, VERSION, VtepClaimRecord};
-use crate::store::{self, Found, Store, conflict_pause, jitter};
+use crate::backoff::{self, Backoff};
+use crate::key::{HostId, HostName};
+use crate::record::HostRecord;
+use crate::store::{self, Store};
 
 /// Lease time of a host unless the caller says otherwise.
 pub const TTL: Duration = Duration::from_secs(10);
-/// Longest pause between two attempts to come back.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The least time between two warnings while this host is away.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// How long closing waits for a store that is away.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// How often a registration that meets others is tried.
-const ATTEMPTS: u32 = 16;
 
 /// Why this host cannot be present.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,6 +113,14 @@ impl Error {
     pub const fn is_refusal(&self) -> bool {
         matches!(self, Self::NameTaken { .. } | Self::Superseded { .. } | Self::VtepTaken { .. })
     }
+
+    /// The longest pause after it.
+    fn longest_pause(&self) -> Duration {
+        match self {
+            Self::Store(error) => backoff::longest(error, backoff::AWAY),
+            _ => backoff::REFUSED,
+        }
+    }
 }
 
 /// Whether others see this host.
@@ -146,6 +158,7 @@ impl SessionState {
 }
 
 enum Command {
+    Check,
     Close(oneshot::Sender<()>),
     Update(Box<HostRecord>, oneshot::Sender<Result<(), Error>>),
 }
@@ -220,6 +233,13 @@ impl Session {
         answered.await.map_err(|_| Error::Closed)?
     }
 
+    /// Looks whether what lies in the store is still ours, and writes it again or notices that
+    /// another run of this host has taken over. Returns at once.
+    pub fn check(&self) {
+        // A full queue has a look in it, or something that ends in one.
+        let _ = self.commands.try_send(Command::Check);
+    }
+
     /// Ends the lease, so that others see at once that this host is away.
     pub async fn close(self) {
         let (answer, answered) = oneshot::channel();
@@ -243,8 +263,12 @@ struct Task {
     lease: i64,
     /// Whether the first registration has been made and our incarnation is settled.
     settled: bool,
+    /// Tells when the store has another connection.
+    moves: watch::Receiver<u64>,
     state: watch::Sender<SessionState>,
     incarnation: watch::Sender<u64>,
+    /// When we last warned that this host is away.
+    warned: Option<Instant>,
 }
 
 /// What a keep-alive stream needs.
@@ -258,11 +282,21 @@ impl Task {
         let cause = "not registered yet".to_owned();
         let (state, _) = watch::channel(SessionState::Offline { since: Instant::now(), cause });
         let (incarnation, _) = watch::channel(host.incarnation);
-        Self { store, host, ttl, lease: 0, settled: false, state, incarnation }
+        Self {
+            moves: store.moves(),
+            store,
+            host,
+            ttl,
+            lease: 0,
+            settled: false,
+            state,
+            incarnation,
+            warned: None,
+        }
     }
 
     async fn run(&mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut attempt = 0_u32;
+        let mut backoff = Backoff::default();
         loop {
             let span = info_span!("session", lease = self.lease);
             let ended = async {
@@ -278,35 +312,53 @@ impl Task {
             let error = match ended {
                 Ok(Ended::Closed) => return,
                 Ok(Ended::Changed) => {
-                    attempt = 0;
+                    backoff.reset();
                     continue;
                 }
                 Err(error) => error,
             };
             self.offline(&error);
-            let pause = if error.is_refusal() {
-                PAUSE_MAX
-            } else {
-                Duration::from_millis(50).saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX)
+            let longest = error.longest_pause();
+            let pause = match &error {
+                // Somebody else must go first, and leases take seconds.
+                error if error.is_refusal() => backoff.next(longest, longest),
+                _ => backoff.next(backoff::FIRST, longest),
             };
-            attempt = attempt.saturating_add(1);
-            let until = Instant::now() + jitter(pause);
-            if self.wait(until, &mut commands).await {
+            if self.wait(pause, longest == backoff::AWAY, &mut commands).await {
                 return;
             }
         }
     }
 
-    /// Serves commands while offline, until it is time to try again. True when closed.
-    async fn wait(&mut self, until: Instant, commands: &mut mpsc::Receiver<Command>) -> bool {
+    /// Serves commands while offline, until it is time to try again: after `pause`, or half of it
+    /// when the store answers somebody else in this process and `eager` says that this matters, or
+    /// at once when the store has another connection. True when closed.
+    async fn wait(
+        &mut self,
+        pause: Duration,
+        eager: bool,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> bool {
+        let (now, store) = (Instant::now(), self.store.clone());
+        let answered = async {
+            sleep_until(now + pause / 2).await;
+            store.answered().await;
+        };
+        tokio::pin!(answered);
         loop {
             tokio::select! {
-                () = sleep_until(until) => return false,
-                command = commands.recv() => {
-                    if self.serve(command).await {
-                        return true;
+                () = sleep_until(now + pause) => return false,
+                () = &mut answered, if eager => return false,
+                Ok(()) = self.moves.changed() => return false,
+                command = commands.recv() => match command {
+                    // That is what comes next.
+                    Some(Command::Check) => {}
+                    command => {
+                        if self.serve(command).await {
+                            return true;
+                        }
                     }
-                }
+                },
             }
         }
     }
@@ -320,6 +372,21 @@ impl Task {
         loop {
             tokio::select! {
                 () = sleep_until(confirmed + third) => {}
+                // The lease goes on over the new connection.
+                Ok(()) = self.moves.changed() => {
+                    confirmed = Instant::now();
+                    beat = self.open().await.inspect_err(|error| {
+                        if *error == store::Error::LeaseEnded {
+                            self.lease = 0;
+                        }
+                    })?;
+                    // It may be another store.
+                    self.register().await?;
+                    if self.lease != lease {
+                        return Ok(Ended::Changed);
+                    }
+                    continue;
+                }
                 command = commands.recv() => {
                     if self.serve(command).await {
                         return Ok(Ended::Closed);
@@ -346,6 +413,11 @@ impl Task {
                     }
                     Err(error) => return Err(error.into()),
                 };
+                // The store may have been another one meanwhile.
+                self.register().await?;
+                if self.lease != lease {
+                    return Ok(Ended::Changed);
+                }
             }
             confirmed = asked;
         }
@@ -376,6 +448,12 @@ impl Task {
         match command {
             // The handle is gone; the task is aborted with it.
             None => std::future::pending().await,
+            Some(Command::Check) => {
+                if let Err(error) = self.register().await {
+                    self.offline(&error);
+                }
+                false
+            }
             Some(Command::Close(done)) => {
                 if self.lease != 0 {
                     let revoke = timeout(CLOSE_WAIT, self.store.revoke(self.lease)).await;
@@ -407,7 +485,7 @@ impl Task {
         }
     }
 
-    fn offline(&self, error: &Error) {
+    fn offline(&mut self, error: &Error) {
         let cause = error.to_string();
         let refused = error.is_refusal();
         let since = match &*self.state.borrow() {
@@ -418,153 +496,20 @@ impl Task {
             SessionState::Offline { since, .. } | SessionState::Refused { since, .. } => *since,
             SessionState::Online { .. } => Instant::now(),
         };
-        warn!(err = cause, "this host is not present in the store");
+        let news = self.state.borrow().is_online()
+            || refused
+            || self.warned.is_none_or(|at| at.elapsed() >= WARN_INTERVAL);
+        if news {
+            self.warned = Some(Instant::now());
+            warn!(err = cause, "this host is not present in the store");
+        } else {
+            debug!(err = cause, "this host is not present in the store");
+        }
         self.state.send_replace(if refused {
             SessionState::Refused { since, cause }
         } else {
             SessionState::Offline { since, cause }
         });
-    }
-
-    /// Writes our records under a living lease.
-    async fn register(&mut self) -> Result<(), Error> {
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                sleep(conflict_pause(attempt)).await;
-            }
-            if self.lease == 0 {
-                self.lease = self.store.grant(self.ttl).await?;
-            }
-            match self.try_register().await {
-                Ok(true) => {
-                    self.settled = true;
-                    self.incarnation.send_if_modified(|value| {
-                        std::mem::replace(value, self.host.incarnation) != self.host.incarnation
-                    });
-                    let was_online = self.state.borrow().is_online();
-                    if !was_online {
-                        let (lease, since) = (self.lease, Instant::now());
-                        let incarnation = self.host.incarnation;
-                        info!(lease, incarnation, host = %self.host.name, "this host is present");
-                        self.state.send_replace(SessionState::Online { lease, since });
-                    }
-                    return Ok(());
-                }
-                Ok(false) => {}
-                Err(Error::Store(store::Error::LeaseEnded)) => self.lease = 0,
-                Err(error) => {
-                    self.abandon(&error).await;
-                    return Err(error);
-                }
-            }
-        }
-        Err(store::Error::Busy { what: "registration of this host", attempts: ATTEMPTS }.into())
-    }
-
-    /// A lease that a refused registration leaves unused is given back.
-    async fn abandon(&mut self, error: &Error) {
-        if error.is_refusal() && !self.state.borrow().is_online() {
-            let lease = std::mem::take(&mut self.lease);
-            // It runs out by itself if this fails.
-            let _ = self.store.revoke(lease).await;
-        }
-    }
-
-    /// One attempt; false when somebody else changed what was read.
-    async fn try_register(&mut self) -> Result<bool, Error> {
-        let store = self.store.clone();
-        let host_key = Key::Host(self.host.name.clone());
-        let known_key = Key::KnownHost(self.host.name.clone());
-        let ours: BTreeSet<IpAddr> = self.host.vteps.iter().map(|vtep| vtep.advertise).collect();
-
-        let mut reads = vec![store.read_key(&host_key), store.read_key(&known_key)];
-        reads.extend(ours.iter().map(|ip| store.read_key(&Key::VtepClaim(*ip))));
-        let found = store.read(reads).await?.reads;
-        let [present, known, claims @ ..] = found.as_slice() else { return Ok(false) };
-        // A host record that cannot be read is replaced: this is its owner speaking.
-        let parse = |entries: &Vec<store::Entry>| {
-            entries.first().and_then(|entry| Store::decode::<HostRecord>(&host_key, entry).ok())
-        };
-        let revision =
-            |entries: &Vec<store::Entry>| entries.first().map_or(0, |entry| entry.mod_revision);
-        let (present_host, known_host) = (parse(present), parse(known));
-        self.check_name(present_host.as_ref())?;
-        self.check_incarnation(present_host.as_ref(), known_host.as_ref())?;
-
-        let mut when = vec![
-            store.unchanged(&host_key, revision(present)),
-            store.unchanged(&known_key, revision(known)),
-        ];
-        let mut then = Vec::new();
-        for (ip, entries) in ours.iter().zip(claims) {
-            let key = Key::VtepClaim(*ip);
-            self.check_claim(*ip, &key, entries)?;
-            when.push(store.unchanged(&key, revision(entries)));
-            let claim = VtepClaimRecord {
-                version: VERSION,
-                host: self.host.name.clone(),
-                id: self.host.id.clone(),
-                extra: Extra::new(),
-            };
-            then.push(store.put(&key, &claim, self.lease)?);
-        }
-        // Addresses that we had before and have no more.
-        let before = present_host.iter().filter(|found| found.record.id == self.host.id);
-        for vtep in before.flat_map(|found| &found.record.vteps) {
-            if !ours.contains(&vtep.advertise) {
-                then.push(store.delete(&Key::VtepClaim(vtep.advertise)));
-            }
-        }
-        then.push(store.put(&host_key, &self.host, self.lease)?);
-        if known_host.is_none_or(|found| found.record != self.host) {
-            then.push(store.put(&known_key, &self.host, 0)?);
-        }
-        Ok(store.txn(when, then, Vec::new()).await?.succeeded)
-    }
-
-    fn check_name(&self, present: Option<&Found<HostRecord>>) -> Result<(), Error> {
-        match present {
-            Some(found) if found.record.id != self.host.id => Err(Error::NameTaken {
-                name: self.host.name.clone(),
-                theirs: found.record.id.clone(),
-                ours: self.host.id.clone(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_incarnation(
-        &mut self,
-        present: Option<&Found<HostRecord>>,
-        known: Option<&Found<HostRecord>>,
-    ) -> Result<(), Error> {
-        let of_us = |found: &&Found<HostRecord>| found.record.id == self.host.id;
-        let stored = [present, known].into_iter().flatten().filter(of_us);
-        let Some(theirs) = stored.map(|found| found.record.incarnation).max() else {
-            return Ok(());
-        };
-        let ours = self.host.incarnation;
-        if !self.settled && theirs >= ours {
-            // The first registration of this run: our directory may be older than the store.
-            self.host.incarnation = theirs.saturating_add(1);
-        } else if theirs > ours {
-            return Err(Error::Superseded { name: self.host.name.clone(), theirs, ours });
-        }
-        Ok(())
-    }
-
-    fn check_claim(&self, ip: IpAddr, key: &Key, entries: &[store::Entry]) -> Result<(), Error> {
-        let Some(entry) = entries.first() else { return Ok(()) };
-        let Ok(claim) = Store::decode::<VtepClaimRecord>(key, entry) else { return Ok(()) };
-        if claim.record.id == self.host.id {
-            return Ok(());
-        }
-        Err(Error::VtepTaken {
-            address: ip,
-            host: claim.record.host,
-            theirs: claim.record.id,
-            ours: self.host.id.clone(),
-        })
     }
 }
 

@@ -44,6 +44,9 @@ pub enum Error {
         /// What the store says.
         cause: String,
     },
+    /// The revision asked for has not been written.
+    #[error("store has not got to the revision that was asked for: it was restored from a backup")]
+    Future,
     /// A name that is no key.
     #[error(transparent)]
     Key(#[from] key::Error),
@@ -142,6 +145,7 @@ impl Error {
         match status.code() {
             _ if has("no leader") || has("leader changed") => Self::NoLeader { endpoints },
             _ if has("has been compacted") => Self::Compacted,
+            _ if has("is a future revision") => Self::Future,
             _ if has("lease not found") => Self::LeaseEnded,
             _ if has("database space exceeded") => Self::Full { endpoints, cause: message },
             Code::Unauthenticated | Code::PermissionDenied => {
@@ -207,6 +211,8 @@ mod tests {
         assert!(matches!(no_leader, Error::NoLeader { .. }) && no_leader.is_transient());
         let compacted = "etcdserver: mvcc: required revision has been compacted";
         assert_eq!(sorted(Code::OutOfRange, compacted), Error::Compacted);
+        let future = "etcdserver: mvcc: required revision is a future revision";
+        assert_eq!(sorted(Code::OutOfRange, future), Error::Future);
         let access = sorted(Code::InvalidArgument, "etcdserver: user name is empty");
         assert!(matches!(access, Error::Access { .. }) && !access.is_transient());
         let lease = "etcdserver: requested lease not found";

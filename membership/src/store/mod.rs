@@ -11,6 +11,7 @@
 
 mod config;
 mod error;
+mod history;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KvClient, LeaseClient, LeaseKeepAliveStream,
     LeaseKeeper, MaintenanceClient, PutOptions, Txn, TxnOp, WatchClient, WatchOptions, WatchStream,
 };
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::{Mutex, MutexGuard, Notify, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use config::{Credentials, StoreConfig, TlsFiles};
@@ -34,6 +35,8 @@ use crate::record::{self, Stored};
 pub const MESSAGE_MAX: usize = 64 * 1024 * 1024;
 /// Most tries of one call.
 const TRIES_MAX: usize = 40;
+/// Longest pause between the tries of one call while the store has no leader.
+const NO_LEADER_PAUSE: Duration = Duration::from_millis(500);
 /// Keys in one page of a listing.
 pub const PAGE: usize = 500;
 
@@ -54,7 +57,11 @@ struct Connection {
 struct Inner {
     keys: Keys,
     connection: RwLock<Arc<Connection>>,
+    /// Counts how often it was replaced.
+    moves: watch::Sender<u64>,
     turn: Mutex<()>,
+    /// Notified with every answer.
+    answered: Notify,
 }
 
 /// The store. Clones share one connection set.
@@ -155,23 +162,46 @@ impl Store {
         config.check()?;
         let keys = Keys::new(&config.prefix)?;
         let connection = RwLock::new(Arc::new(Connection::new(config)));
-        Ok(Self { inner: Arc::new(Inner { keys, connection, turn: Mutex::new(()) }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                keys,
+                connection,
+                moves: watch::Sender::new(0),
+                turn: Mutex::new(()),
+                answered: Notify::new(),
+            }),
+        })
     }
 
-    /// Uses other endpoints, files or credentials from the next call on. Open watches and sessions
-    /// move over when their streams end.
+    /// Uses other endpoints, files or credentials from the next call on. Files are read again even
+    /// if their names are the same. Open watches and sessions move over at once.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] for a configuration that cannot work, another prefix among them.
     pub fn reload(&self, config: StoreConfig) -> Result<(), Error> {
-        config.check()?;
-        if Keys::new(&config.prefix)? != self.inner.keys {
+        self.adopt(&Self::lazy(config)?)
+    }
+
+    /// Uses the connection of another one, which has been tried, from the next call on; else as
+    /// [`Self::reload`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] when the other one has another prefix.
+    pub fn adopt(&self, tried: &Self) -> Result<(), Error> {
+        if tried.inner.keys != self.inner.keys {
             return Err(Error::Config("the prefix cannot change while the agent runs".into()));
         }
-        let mut current = self.inner.connection.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(Connection::new(config));
+        let connection = tried.connection();
+        *self.inner.connection.write().unwrap_or_else(PoisonError::into_inner) = connection;
+        self.inner.moves.send_modify(|moves| *moves += 1);
         Ok(())
+    }
+
+    /// Tells each time that [`Self::reload`] or [`Self::adopt`] has replaced the connection.
+    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
+        self.inner.moves.subscribe()
     }
 
     /// The keys of this store.
@@ -279,8 +309,14 @@ impl Store {
                 async move { c.kv.get(from, Some(options)).await }
             })
             .await?;
+        let header = answer.header();
+        let cluster = header.map_or(0, etcd_client::ResponseHeader::cluster_id);
         if pages.revision == 0 {
-            pages.revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            pages.revision = header.map_or(0, etcd_client::ResponseHeader::revision);
+            pages.cluster = cluster;
+        } else if pages.cluster != cluster {
+            // The connection has moved to another store: its revisions are others.
+            return Err(Error::Compacted);
         }
         let entries: Vec<Entry> = answer.kvs().iter().map(Entry::new).collect();
         if answer.more()
@@ -423,7 +459,14 @@ impl Store {
 
     /// That a stream did not answer in time.
     pub(crate) fn late(&self, waited: Duration) -> Error {
-        Error::Timeout { endpoints: self.endpoints(), seconds: waited.as_secs() }
+        let seconds = waited.as_secs().max(1);
+        Error::Timeout { endpoints: self.endpoints(), seconds }
+    }
+
+    /// Waits until a call of anybody in this process is answered: who waits to try again need not
+    /// wait longer.
+    pub(crate) async fn answered(&self) {
+        self.inner.answered.notified().await;
     }
 
     /// Orders the allocations of this process one after the other, so that they do not make each
@@ -451,6 +494,7 @@ impl Store {
             many => many.saturating_mul(8).min(TRIES_MAX),
         };
         let mut attempt = 0;
+        let mut pause = Duration::from_millis(20);
         loop {
             let once = async {
                 let clients = connection.clients().await?;
@@ -459,7 +503,10 @@ impl Store {
                     .map_err(|error| Error::from_client(&error, &connection.endpoints))
             };
             let error = match timeout_at(deadline, once).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.inner.answered.notify_waiters();
+                    return Ok(answer);
+                }
                 Ok(Err(Error::Timeout { .. })) | Err(_) => {
                     return Err(Error::Timeout {
                         endpoints: connection.endpoints.clone(),
@@ -472,7 +519,11 @@ impl Store {
             if attempt >= tries || !error.is_transient() || Instant::now() >= deadline {
                 return Err(error);
             }
-            sleep(jitter(Duration::from_millis(20))).await;
+            // A cluster without a leader answers at once, and asking it often does not help it.
+            sleep(jitter(pause)).await;
+            if matches!(error, Error::NoLeader { .. }) {
+                pause = (pause * 2).min(NO_LEADER_PAUSE);
+            }
         }
     }
 }
@@ -507,6 +558,8 @@ pub(crate) struct Pages {
     end: Vec<u8>,
     /// The revision of the listing, known after the first page.
     pub(crate) revision: i64,
+    /// The id of the cluster that answers, as its revision.
+    pub(crate) cluster: u64,
 }
 
 impl Pages {
@@ -516,7 +569,7 @@ impl Pages {
         if let Some(last) = end.last_mut() {
             *last = last.saturating_add(1);
         }
-        Self { next: Some(prefix.as_bytes().to_vec()), end, revision: 0 }
+        Self { next: Some(prefix.as_bytes().to_vec()), end, revision: 0, cluster: 0 }
     }
 }
 

@@ -1,6 +1,7 @@
-//! Stores to test against: the real etcd and the embedded one.
+//! Stores to test against: the embedded one and etcd 3.4 to 3.7.
 #![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::TcpListener;
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use etcd_servers::Version;
 use membership::embedded;
 use membership::store::{Store, StoreConfig};
 use tempfile::TempDir;
@@ -24,18 +26,30 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Embedded,
-    Etcd,
+    Etcd(Version),
 }
 
-/// Defines each function as a test against both backends.
+/// Defines each function as a test against each store.
 #[macro_export]
-macro_rules! on_both {
+macro_rules! on_each_store {
     ($($name:ident),* $(,)?) => {
-        mod etcd { $( #[test] fn $name() {
-            $crate::common::run($crate::common::Backend::Etcd, super::$name);
-        } )* }
         mod embedded { $( #[test] fn $name() {
             $crate::common::run($crate::common::Backend::Embedded, super::$name);
+        } )* }
+        $crate::on_etcd!(etcd_3_4 V3_4 $($name)*);
+        $crate::on_etcd!(etcd_3_5 V3_5 $($name)*);
+        $crate::on_etcd!(etcd_3_6 V3_6 $($name)*);
+        $crate::on_etcd!(etcd_3_7 V3_7 $($name)*);
+    };
+}
+
+/// Defines each function as a test against one version of etcd.
+#[macro_export]
+macro_rules! on_etcd {
+    ($module:ident $version:ident $($name:ident)*) => {
+        mod $module { $( #[test] fn $name() {
+            let version = etcd_servers::Version::$version;
+            $crate::common::run($crate::common::Backend::Etcd(version), super::$name);
         } )* }
     };
 }
@@ -46,6 +60,7 @@ pub fn free_port() -> u16 {
 
 /// An etcd process. Killed when dropped.
 pub struct Etcd {
+    version: Version,
     directory: TempDir,
     port: u16,
     peer: u16,
@@ -53,9 +68,10 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    pub fn start() -> Self {
+    pub fn start(version: Version) -> Self {
         let (port, peer) = (free_port(), free_port());
-        let mut etcd = Self { directory: tempfile::tempdir().unwrap(), port, peer, child: None };
+        let directory = tempfile::tempdir().unwrap();
+        let mut etcd = Self { version, directory, port, peer, child: None };
         etcd.spawn();
         etcd
     }
@@ -72,7 +88,7 @@ impl Etcd {
     }
 
     pub fn spawn(&mut self) {
-        let path: &Path = etcd_bin_vendored_linux_amd64::etcd_bin_path().unwrap();
+        let path = self.version.server().unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer);
         let child = Command::new(path)
             .args(["--name", "t", "--log-level", "error", "--unsafe-no-fsync"])
@@ -97,13 +113,13 @@ impl Drop for Etcd {
 }
 
 /// The etcd that tests of one binary share while several run; the last one ends it.
-static SHARED: Mutex<Weak<Etcd>> = Mutex::new(Weak::new());
+static SHARED: Mutex<BTreeMap<Version, Weak<Etcd>>> = Mutex::new(BTreeMap::new());
 
-fn shared() -> Arc<Etcd> {
+fn shared(version: Version) -> Arc<Etcd> {
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    shared.upgrade().unwrap_or_else(|| {
-        let etcd = Arc::new(Etcd::start());
-        *shared = Arc::downgrade(&etcd);
+    shared.get(&version).and_then(Weak::upgrade).unwrap_or_else(|| {
+        let etcd = Arc::new(Etcd::start(version));
+        shared.insert(version, Arc::downgrade(&etcd));
         etcd
     })
 }
@@ -111,7 +127,7 @@ fn shared() -> Arc<Etcd> {
 struct Embedded {
     server: Option<embedded::Server>,
     config: embedded::Config,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 enum Server {
@@ -132,13 +148,13 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 impl World {
     async fn new(backend: Backend, alone: bool) -> Self {
         let (server, url) = match backend {
-            Backend::Etcd if alone => {
-                let etcd = Etcd::start();
+            Backend::Etcd(version) if alone => {
+                let etcd = Etcd::start(version);
                 let url = etcd.url();
                 (Server::Alone(etcd), url)
             }
-            Backend::Etcd => {
-                let etcd = shared();
+            Backend::Etcd(version) => {
+                let etcd = shared(version);
                 let url = etcd.url();
                 (Server::Shared(etcd), url)
             }
@@ -149,10 +165,14 @@ impl World {
                 let server = embedded::Server::start(config.clone()).await.unwrap();
                 let url = format!("http://{listen}");
                 let server = Some(server);
-                let embedded = Embedded { server, config, _directory: directory };
+                let embedded = Embedded { server, config, directory };
                 (Server::Embedded(Box::new(embedded)), url)
             }
         };
+        Self::of(server, url).await
+    }
+
+    async fn of(server: Server, url: String) -> Self {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("/test-{}-{count}", std::process::id());
         let world = Self { server, url, prefix };
@@ -199,6 +219,36 @@ impl World {
         }
     }
 
+    fn data(&self) -> &Path {
+        match &self.server {
+            Server::Alone(etcd) => etcd.directory.path(),
+            Server::Embedded(embedded) => embedded.directory.path(),
+            Server::Shared(_) => panic!("a shared server is not restored"),
+        }
+    }
+
+    /// A copy of the data of the server, which is away while it is made.
+    pub async fn backup(&mut self) -> TempDir {
+        self.stop().await;
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(self.data(), copy.path());
+        self.restart().await;
+        copy
+    }
+
+    /// Puts a copy in the place of the data of a server that was stopped.
+    pub fn restore(&self, copy: &TempDir) {
+        for entry in std::fs::read_dir(self.data()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path).unwrap();
+            } else {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        copy_tree(copy.path(), self.data());
+    }
+
     /// Starts the server again on its data.
     pub async fn restart(&mut self) {
         match &mut self.server {
@@ -210,6 +260,19 @@ impl World {
             Server::Shared(_) => panic!("a shared server is not restarted"),
         }
         self.answers().await;
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 
@@ -250,6 +313,7 @@ pub struct Door {
     port: u16,
     /// The state, and how often the door was shut.
     state: watch::Sender<(State, u64)>,
+    connections: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
 
@@ -259,12 +323,24 @@ impl Door {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (state, receiver) = watch::channel((State::Open, 0));
+        let connections = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, target.clone(), receiver.clone()));
+                let (target, state, count) = (target.clone(), receiver.clone(), Arc::clone(&count));
+                tokio::spawn(async move {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    relay(client, target, state).await;
+                    count.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
-        Self { port, state, task }
+        Self { port, state, connections, task }
+    }
+
+    /// How many connections are open now.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub fn url(&self) -> String {

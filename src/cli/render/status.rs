@@ -6,7 +6,7 @@ use super::super::table::{Facts, Style, Tone, age, joined};
 use super::listing::ago;
 use super::{network, plural, socket_addresses};
 use crate::control::types::{
-    Offload, OffloadState, Session, SessionState, Status, Store, StoreState,
+    Convergence, Offload, OffloadState, Reload, Session, SessionState, Status, Store, StoreState,
 };
 
 /// `skybridge status`.
@@ -27,6 +27,12 @@ pub fn status(status: &Status, style: Style) -> String {
     facts.add("vtep", format!("{}{mtu}", joined(socket_addresses(&status.datapath.vteps))));
     facts.add("store", store(&status.store, style));
     facts.add("session", session(&status.session, style));
+    if let Some(convergence) = &status.convergence {
+        facts.add("tables", tables(convergence));
+    }
+    if let Some(reload) = &status.reload {
+        facts.add("reload", reloaded(reload, style));
+    }
     facts.add(
         "datapath",
         format!(
@@ -95,6 +101,54 @@ fn session(session: &Session, style: Style) -> String {
     };
     let lease = session.lease.as_ref().map(|lease| format!(", lease {lease}")).unwrap_or_default();
     format!("{state}{lease}, time to live {}", age(session.ttl_ms))
+}
+
+/// How fast the tables follow the store.
+fn tables(convergence: &Convergence) -> String {
+    let mut parts = Vec::new();
+    for (what, times) in [("changes", convergence.changes), ("own", convergence.own)] {
+        if times.count > 0 {
+            parts.push(format!(
+                "{what} in {} (99 % in {}, {} measured)",
+                short(times.p50_us),
+                short(times.p99_us),
+                times.count
+            ));
+        }
+    }
+    if let Some(listing) = convergence.listing {
+        let endpoints = plural(listing.endpoints, "endpoint");
+        parts.push(format!("listing of {endpoints} in {}", short(listing.took_us)));
+    }
+    if parts.is_empty() { "nothing has come yet".to_owned() } else { parts.join(", ") }
+}
+
+/// Microseconds with the unit that suits them.
+fn short(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros} us"),
+        1_000..10_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        _ => format!("{:.1} s", micros as f64 / 1e6),
+    }
+}
+
+fn reloaded(reload: &Reload, style: Style) -> String {
+    let when = ago(reload.since_ms);
+    let mut text = if !reload.applied {
+        format!("{}, {when}: nothing was changed", style.paint(Tone::Warning, "refused"))
+    } else if reload.changed.is_empty() {
+        format!("applied, {when}: no other values, files read again")
+    } else {
+        format!("applied, {when}: {}", reload.changed.join(", "))
+    };
+    if !reload.kept.is_empty() {
+        let kept = format!("; after a restart: {}", reload.kept.join(", "));
+        text.push_str(&style.paint(Tone::Warning, &kept));
+    }
+    if let Some(cause) = &reload.cause {
+        let _ = write!(text, " ({cause})");
+    }
+    text
 }
 
 fn offloads(offloads: &[Offload], style: Style) -> String {

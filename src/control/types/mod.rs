@@ -20,5 +20,6 @@ pub use network::{
     StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
-    Datapath, Offload, OffloadState, Session, SessionState, Status, Store, StoreState, Warning,
+    Convergence, Datapath, Latency, Listing, Offload, OffloadState, Reload, Session, SessionState,
+    Status, Store, StoreState, Warning,
 };

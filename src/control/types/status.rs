@@ -23,6 +23,10 @@ pub struct Status {
     pub store: Store,
     /// The host's session in the store.
     pub session: Session,
+    /// How fast the tables follow the store.
+    pub convergence: Option<Convergence>,
+    /// What the last reload of the configuration came to; `None` before the first.
+    pub reload: Option<Reload>,
     /// The datapath.
     pub datapath: Datapath,
     /// The networks.
@@ -89,6 +93,57 @@ pub struct Session {
     pub lease: Option<String>,
     /// The lease's time to live in milliseconds.
     pub ttl_ms: u64,
+}
+
+/// How fast the tables follow the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Convergence {
+    /// Changes of the store: from their arrival to the tables that hold them.
+    pub changes: Latency,
+    /// Endpoints attached here: from the request to the store to this host's tables, with the way
+    /// to the store, its disk and its watch.
+    pub own: Latency,
+    /// The last listing of all records: from its beginning to the tables that hold it.
+    pub listing: Option<Listing>,
+}
+
+/// Times of one kind since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// Microseconds that half of the last 1000 took at most.
+    pub p50_us: u64,
+    /// Microseconds that 99 of 100 of the last 1000 took at most.
+    pub p99_us: u64,
+    /// Microseconds of the longest of all.
+    pub max_us: u64,
+}
+
+/// A listing of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Microseconds that it took.
+    pub took_us: u64,
+    /// Endpoints that were known at its end.
+    pub endpoints: u64,
+}
+
+/// What a reload of the configuration came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Milliseconds since then.
+    pub since_ms: u64,
+    /// Whether the new settings are in use; if not, nothing was changed.
+    pub applied: bool,
+    /// Keys whose values were changed.
+    pub changed: Vec<String>,
+    /// Keys whose new values need a restart of the agent; the former ones are in use.
+    pub kept: Vec<String>,
+    /// Why the new settings are not in use.
+    pub cause: Option<String>,
+    /// What to do.
+    pub next_step: Option<String>,
 }
 
 /// Whether a capability is in use.

@@ -21,7 +21,7 @@ const READY: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct AgentSpec {
     vtep: IpAddr,
-    stores: Vec<SocketAddr>,
+    stores: Vec<String>,
     embedded: Option<SocketAddr>,
     config: Option<String>,
     args: Vec<String>,
@@ -36,8 +36,14 @@ impl AgentSpec {
 
     /// Uses the store at `address`, in clear.
     #[must_use]
-    pub fn store(mut self, address: SocketAddr) -> Self {
-        self.stores.push(address);
+    pub fn store(self, address: SocketAddr) -> Self {
+        self.store_url(&format!("http://{address}"))
+    }
+
+    /// Uses the store at `url`.
+    #[must_use]
+    pub fn store_url(mut self, url: &str) -> Self {
+        self.stores.push(url.to_owned());
         self
     }
 
@@ -75,7 +81,7 @@ struct Inner {
     spec: AgentSpec,
     netns: Arc<Netns>,
     directory: PathBuf,
-    logs: PathBuf,
+    log: PathBuf,
     process: Mutex<Option<Process>>,
     allowed: Mutex<Vec<String>>,
 }
@@ -83,7 +89,18 @@ struct Inner {
 impl Agent {
     pub(crate) fn new(lab: &Lab, host: &Host, spec: AgentSpec) -> Self {
         let name = format!("h{}", host.index());
-        let directory = lab.directory().join(&name);
+        Self::named(lab, host, &name, &name, spec)
+    }
+
+    pub(crate) fn named(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        directory: &str,
+        spec: AgentSpec,
+    ) -> Self {
+        let (name, log) = (name.to_owned(), lab.logs().join(format!("{directory}.log")));
+        let directory = lab.directory().join(directory);
         fs::create_dir_all(&directory).expect("the lab's directory takes directories");
         if let Some(config) = &spec.config {
             fs::write(directory.join("skybridge.toml"), config).expect("a new file can be written");
@@ -93,7 +110,7 @@ impl Agent {
             spec,
             netns: Arc::clone(host.netns()),
             directory,
-            logs: lab.logs(),
+            log,
             process: Mutex::default(),
             allowed: Mutex::default(),
         }))
@@ -132,11 +149,7 @@ impl Agent {
     /// Its log so far, over all its lives.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).unwrap_or_default()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.0.logs.join(format!("{}.log", self.0.name))
+        fs::read_to_string(&self.0.log).unwrap_or_default()
     }
 
     /// The arguments that say who and where it is, the same for `agent` and `agent --cleanup`.
@@ -166,7 +179,7 @@ impl Agent {
             command.args(["--embedded-store", &address.to_string()]);
         }
         for store in &spec.stores {
-            command.args(["--store", &format!("http://{store}")]);
+            command.args(["--store", store]);
         }
         command.args(&spec.args);
         command
@@ -191,7 +204,9 @@ impl Agent {
     #[track_caller]
     pub fn start_without_waiting(&self) {
         assert!(!self.running(), "{} runs already", self.name());
-        let process = Process::spawn(self.command(), &self.0.logs, self.name());
+        let (logs, name) = (self.0.log.with_file_name(""), self.0.log.file_stem());
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
+        let process = Process::spawn(self.command(), &logs, &name);
         *lock(&self.0.process) = Some(process);
     }
 
@@ -275,7 +290,7 @@ impl Agent {
             command.args(["--embedded-store", &address.to_string()]);
         }
         for store in &self.0.spec.stores {
-            command.args(["--store", &format!("http://{store}")]);
+            command.args(["--store", store]);
         }
         command
     }

@@ -19,10 +19,14 @@ const REQUIRE: &str = "SKYBRIDGE_TEST_REQUIRE";
 pub enum Cap {
     /// The real etcd server of the crate runs here.
     Etcd,
+    /// `etcdctl` is installed.
+    Etcdctl,
     /// `ethtool` is installed.
     Ethtool,
     /// The kernel's bridge and veth devices, and iproute2.
     Links,
+    /// `openssl` is installed.
+    Openssl,
     /// `nft` is installed and the kernel takes a table.
     Nft,
     /// Root, and network namespaces may be made.
@@ -41,9 +45,11 @@ impl Cap {
     pub fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
+            Self::Etcdctl => "etcdctl",
             Self::Ethtool => "ethtool",
             Self::Links => "links",
             Self::Nft => "nft",
+            Self::Openssl => "openssl",
             Self::Root => "root",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
@@ -57,6 +63,13 @@ impl Cap {
             Self::Etcd => {
                 let Ok(path) = etcd_bin_vendored_linux_amd64::etcd_bin_path();
                 works(Command::new(path).arg("--version"), "the etcd server does not run here")
+            }
+            Self::Etcdctl => works(
+                Command::new("etcdctl").env("ETCDCTL_API", "3").arg("version"),
+                "etcdctl is not installed",
+            ),
+            Self::Openssl => {
+                works(Command::new("openssl").arg("version"), "openssl is not installed")
             }
             Self::Ethtool => {
                 works(Command::new("ethtool").arg("--version"), "ethtool is not installed")

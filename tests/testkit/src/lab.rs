@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::agent::{Agent, AgentSpec};
 use crate::harness;
 use crate::netns::{Netns, unique_prefix};
-use crate::store::Etcd;
+use crate::store::{Etcd, EtcdSpec};
 
 /// What the devices between the hosts do for them.
 ///
@@ -178,6 +178,25 @@ impl Host {
         }
     }
 
+    /// Drops every TCP segment of this host to and from `port`, without a word: its link to
+    /// whatever is there is gone, and nothing else.
+    #[track_caller]
+    pub fn drop_tcp(&self, port: u16) {
+        let rules = format!(
+            "table inet lab_cut {{
+                chain out {{ type filter hook output priority 0; tcp dport {port} drop; }}
+                chain in {{ type filter hook input priority 0; tcp sport {port} drop; }}
+            }}"
+        );
+        let _ = self.netns.exec("nft", &[&rules]);
+    }
+
+    /// Takes [`drop_tcp`](Self::drop_tcp) back.
+    #[track_caller]
+    pub fn pass_tcp(&self) {
+        let _ = self.netns.exec("nft", &["delete", "table", "inet", "lab_cut"]);
+    }
+
     fn ipv4(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, u8::try_from(self.index).expect("a lab has few hosts"))
     }
@@ -269,11 +288,23 @@ impl Lab {
     /// Starts a real etcd on the switch, once; later calls give the same one.
     #[track_caller]
     pub fn etcd(&self) -> Arc<Etcd> {
+        if let Some(etcd) = &*lock(&self.etcd) {
+            return Arc::clone(etcd);
+        }
+        self.etcd_with(EtcdSpec::new())
+    }
+
+    /// Starts an etcd cluster on the switch, which [`etcd`](Self::etcd) gives from then on.
+    ///
+    /// # Panics
+    ///
+    /// If there is one already.
+    #[track_caller]
+    pub fn etcd_with(&self, spec: EtcdSpec) -> Arc<Etcd> {
         let mut etcd = lock(&self.etcd);
-        let started = etcd.get_or_insert_with(|| {
-            Arc::new(Etcd::start(&self.switch, &self.directory.path().join("etcd"), &self.logs()))
-        });
-        Arc::clone(started)
+        assert!(etcd.is_none(), "a lab has one etcd");
+        let started = Etcd::start(&self.switch, self.directory.path(), &self.logs(), spec);
+        Arc::clone(etcd.insert(Arc::new(started)))
     }
 
     /// Starts an agent and waits until it is ready.
@@ -288,6 +319,15 @@ impl Lab {
     #[track_caller]
     pub fn agent(&self, host: usize, spec: AgentSpec) -> Agent {
         let agent = Agent::new(self, self.host(host), spec);
+        lock(&self.agents).push(agent.clone());
+        agent
+    }
+
+    /// An agent of `host` that calls itself `name`, with a directory and a log of its own below
+    /// `directory`; not started yet.
+    #[track_caller]
+    pub fn agent_as(&self, name: &str, directory: &str, host: usize, spec: AgentSpec) -> Agent {
+        let agent = Agent::named(self, self.host(host), name, directory, spec);
         lock(&self.agents).push(agent.clone());
         agent
     }
@@ -309,7 +349,9 @@ impl Lab {
                 let serving = SocketAddr::new(self.host(1).address(underlay), 2379);
                 if host == 1 { spec.embedded_store(serving) } else { spec.store(serving) }
             }
-            Store::Etcd => spec.store(self.etcd().address(underlay)),
+            Store::Etcd => {
+                self.etcd().urls(underlay).iter().fold(spec, |spec, url| spec.store_url(url))
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Network namespaces with a name, for as long as a value lives.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -163,18 +163,7 @@ impl Netns {
     ///
     /// If the namespace cannot be entered, and when `work` panics.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = self.path();
-        let entered = thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let file = File::open(&path)
-                    .unwrap_or_else(|err| panic!("cannot open {}: {err}", path.display()));
-                setns(file, CloneFlags::CLONE_NEWNET)
-                    .unwrap_or_else(|err| panic!("cannot enter {}: {err}", path.display()));
-                work()
-            });
-            thread.join()
-        });
-        entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        enter(&self.path(), work)
     }
 
     /// The ids of the processes inside.
@@ -185,6 +174,21 @@ impl Netns {
         let output = command.output().map(|output| output.stdout).unwrap_or_default();
         String::from_utf8_lossy(&output).lines().filter_map(|pid| pid.parse().ok()).collect()
     }
+}
+
+/// Runs `work` on a thread of its own inside the namespace at `path`.
+pub(crate) fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let entered = thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let file = File::open(path)
+                .unwrap_or_else(|err| panic!("cannot open {}: {err}", path.display()));
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .unwrap_or_else(|err| panic!("cannot enter {}: {err}", path.display()));
+            work()
+        });
+        thread.join()
+    });
+    entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Drop for Netns {

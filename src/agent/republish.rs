@@ -1,0 +1,198 @@
+//! Writes again what the store has lost of this host.
+//!
+//! # Theory of operation
+//!
+//! A record of an attached endpoint goes by its detach alone. When the watch tells that one is gone
+//! although its sandbox is attached (somebody deleted it, or garbage collection did while this host
+//! was away), it is written again with its MAC and addresses. When the store turns out to be
+//! restored from a backup, every attachment is compared with the store itself, networks of them
+//! that came after the backup are written again first, and endpoints that this host detached since
+//! are removed again. Others count what the backup lacks as present meanwhile
+//! ([`membership::watch::Batch::rolled_back`]), so no frame is lost.
+//!
+//! Only a host whose session is held speaks for its name; an older run that was stopped for a while
+//! is refused by the transaction itself ([`membership::endpoint::Error::Superseded`]). What another
+//! endpoint has taken meanwhile stays its own, and a warning says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use membership::endpoint::EndpointSpec;
+use membership::key::{EndpointId, Key, NetworkId};
+use membership::record::NetworkRecord;
+use membership::restore;
+use membership::watch::{Batch, Event};
+use tokio::sync::Notify;
+
+use super::state::{Attachment, Stage};
+use super::tasks::{self, SessionState};
+use super::{Agent, endpoint_error, network_error};
+use crate::control::types;
+
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the store may have lost.
+#[derive(Default)]
+pub struct Doubts {
+    /// Something of ours may be missing.
+    missing: AtomicBool,
+    /// The store has another history.
+    rolled_back: AtomicBool,
+    raised: Notify,
+}
+
+impl Doubts {
+    /// Notes what a batch of the watch says of this host, before it is applied.
+    pub fn look(&self, agent: &Agent, batch: &Batch) {
+        let gone = |event: &Event| {
+            matches!(event, Event::Delete { key: Key::Endpoint(_, endpoint), .. }
+                if agent.has_attachment(endpoint.as_str()))
+        };
+        let missing = (batch.resync && batch.complete) || batch.events.iter().any(gone);
+        self.missing.fetch_or(missing, Ordering::AcqRel);
+        self.rolled_back.fetch_or(batch.rolled_back, Ordering::AcqRel);
+    }
+
+    /// What was noted has been applied.
+    pub fn raise(&self) {
+        let noted = [&self.missing, &self.rolled_back];
+        if noted.iter().any(|flag| flag.load(Ordering::Acquire)) {
+            self.raised.notify_one();
+        }
+    }
+}
+
+/// Keeps what the store has of this host complete, for ever.
+pub async fn run(agent: Arc<Agent>) {
+    loop {
+        agent.doubts.raised.notified().await;
+        loop {
+            let rolled_back = agent.doubts.rolled_back.swap(false, Ordering::AcqRel);
+            let missing = agent.doubts.missing.swap(false, Ordering::AcqRel);
+            if !rolled_back && !missing {
+                break;
+            }
+            // Only who is admitted under this name may say what belongs to it.
+            let held = agent.session().state == SessionState::Held;
+            if held && repair(&agent, rolled_back).await {
+                continue;
+            }
+            agent.doubts.rolled_back.fetch_or(rolled_back, Ordering::AcqRel);
+            agent.doubts.missing.fetch_or(missing, Ordering::AcqRel);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Writes what is missing. False when the store did not answer.
+async fn repair(agent: &Agent, rolled_back: bool) -> bool {
+    let mut attached = agent.attachments();
+    attached.retain(|note| note.stage == Stage::Attached);
+    let mut whole = true;
+    if rolled_back {
+        let networks: BTreeMap<&str, &str> = attached
+            .iter()
+            .map(|note| (note.network.as_str(), note.network_name.as_str()))
+            .collect();
+        for (id, name) in networks {
+            whole &= network(agent, id, name).await;
+        }
+        if whole {
+            tasks::remove_orphans(agent).await;
+        }
+    }
+    let mut written = BTreeSet::new();
+    for note in &attached {
+        let (Ok(network), Ok(id)) =
+            (NetworkId::new(&note.network), EndpointId::new(&note.endpoint))
+        else {
+            continue;
+        };
+        // A network that is gone is told of elsewhere.
+        let Some(network) = agent.known_network(&network) else { continue };
+        // Of a store with another history the view says what may be written again.
+        let told = agent.tables.view(|view| view.endpoint(&network.id, &id).is_some());
+        // It may have been detached since the list was made.
+        if (told && !rolled_back) || !agent.has_attachment(&note.endpoint) {
+            continue;
+        }
+        match endpoint(agent, note, &network, &id).await {
+            Ok(true) => {
+                written.insert(note.endpoint.as_str());
+            }
+            Ok(false) => {}
+            Err(()) => whole = false,
+        }
+    }
+    if !written.is_empty() {
+        tracing::info!(endpoints = written.len(), "written to the store again");
+    }
+    whole
+}
+
+/// Writes one endpoint if the store lacks it. `Err` when it is worth another try.
+async fn endpoint(
+    agent: &Agent,
+    note: &Attachment,
+    network: &NetworkRecord,
+    id: &EndpointId,
+) -> Result<bool, ()> {
+    let spec = EndpointSpec {
+        ips: note.ips.iter().map(IpNet::addr).collect(),
+        mac: Some(note.mac),
+        name: (!note.name.is_empty()).then(|| note.name.clone()),
+        labels: note.labels.clone(),
+        ..EndpointSpec::default()
+    };
+    let (store, incarnation) = (&agent.store, agent.incarnation());
+    let key = format!("republish-{id}");
+    match restore::endpoint(store, network, &agent.name, incarnation, id, spec).await {
+        Ok(written) => {
+            agent.clear_warning(&key);
+            // It was detached meanwhile, which found nothing to remove.
+            if written && !agent.has_attachment(&note.endpoint) {
+                tasks::remove_orphans(agent).await;
+            }
+            Ok(written)
+        }
+        Err(error) => {
+            let error = endpoint_error(&error);
+            if error.is(types::ErrorCode::Unavailable) {
+                return Err(());
+            }
+            let text = format!("endpoint {id} is no longer in the store: {error}");
+            let next_step = format!("detach {} and attach it again", note.sandbox);
+            agent.warn(&key, text, Some(next_step));
+            Ok(false)
+        }
+    }
+}
+
+/// Writes a network if the store lacks it. False when the store did not answer.
+async fn network(agent: &Agent, id: &str, name: &str) -> bool {
+    let known = NetworkId::new(id).ok().and_then(|id| agent.known_network(&id));
+    let Some(record) = known else { return true };
+    let key = format!("republish-network-{id}");
+    match restore::network(&agent.store, &record).await {
+        Ok(written) => {
+            agent.clear_warning(&key);
+            if written {
+                tracing::info!(network = name, "written to the store again");
+            }
+            true
+        }
+        Err(error) => {
+            let error = network_error(&error);
+            if error.is(types::ErrorCode::Unavailable) {
+                return false;
+            }
+            let text = format!("network {name} is no longer in the store: {error}");
+            agent.warn(&key, text, Some("attach its sandboxes to another network".to_owned()));
+            true
+        }
+    }
+}

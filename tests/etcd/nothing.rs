@@ -1,0 +1,1 @@
+//! Nothing: the manifests beside this file are there for what they fetch.
