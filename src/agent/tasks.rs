@@ -183,11 +183,18 @@ pub async fn look_after(agent: Arc<Agent>) {
     let mut tick = interval(LOOK_AFTER);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut status = agent.watch.clone();
+    let mut connected = false;
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            // A store that is back is told at once.
-            Ok(()) = status.changed() => {}
+            // A store that is back is told at once. The status also tells of each revision, and with
+            // each of them we would meet a detach that is still going on.
+            Ok(()) = status.changed() => {
+                let before = std::mem::replace(&mut connected, status.borrow().is_connected());
+                if before || !connected {
+                    continue;
+                }
+            }
         }
         finish_detaches(&agent).await;
         if agent.tables.is_complete() {
