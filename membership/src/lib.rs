@@ -29,6 +29,7 @@ mod file;
 pub mod ipam;
 pub mod key;
 pub mod network;
+pub mod pki;
 pub mod reconcile;
 pub mod record;
 pub mod session;

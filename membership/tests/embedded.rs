@@ -7,6 +7,8 @@
 #[path = "embedded/harness.rs"]
 mod harness;
 
+#[path = "embedded/auth.rs"]
+mod auth;
 #[path = "embedded/ctl.rs"]
 mod ctl;
 #[path = "embedded/durability.rs"]

@@ -40,6 +40,7 @@
 //! **Failure**: when the disk refuses a commit, the store stops writing for good and says so to
 //! every writer; readers go on at the last visible revision. A restart recovers what is on disk.
 
+mod auth;
 mod backend;
 mod check;
 mod error;

@@ -147,10 +147,17 @@ fn normal(text: &str) -> String {
 
 /// Runs `scenario` on both stores and compares what they said.
 pub(crate) async fn compare(scenario: impl AsyncFn(&mut Client, &mut Transcript)) {
+    compare_backends(async |backend, transcript| {
+        scenario(&mut backend.client().await.unwrap(), transcript).await;
+    })
+    .await;
+}
+
+/// The same for a scenario that makes its own clients.
+pub(crate) async fn compare_backends(scenario: impl AsyncFn(&Backend, &mut Transcript)) {
     let run = async |backend: Backend| {
         let mut transcript = Transcript::default();
-        let mut client = backend.client().await.unwrap();
-        tokio::time::timeout(DEADLINE, scenario(&mut client, &mut transcript))
+        tokio::time::timeout(DEADLINE, scenario(&backend, &mut transcript))
             .await
             .unwrap_or_else(|_| transcript_stuck());
         transcript.0
@@ -158,9 +165,16 @@ pub(crate) async fn compare(scenario: impl AsyncFn(&mut Client, &mut Transcript)
     let (etcd, embedded) = tokio::join!(async { run(Backend::etcd().await).await }, async {
         run(Backend::embedded().await).await
     });
-    for (place, (etcd, embedded)) in etcd.iter().zip(&embedded).enumerate() {
-        assert!(etcd == embedded, "line {place} differs\n    etcd: {etcd}\nembedded: {embedded}");
-    }
+    let differing: Vec<String> = etcd
+        .iter()
+        .zip(&embedded)
+        .enumerate()
+        .filter(|(_, (etcd, embedded))| etcd != embedded)
+        .map(|(line, (etcd, embedded))| {
+            format!("line {line} differs\n    etcd: {etcd}\nembedded: {embedded}")
+        })
+        .collect();
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
     assert_eq!(etcd.len(), embedded.len());
     assert!(!etcd.is_empty(), "the scenario noted nothing");
 }

@@ -5,11 +5,13 @@
 //! An endpoint given as `host:port` works everywhere.
 
 mod auth;
+mod caller;
 mod cluster;
 mod http;
 mod kv;
 mod lease;
 mod maintenance;
+pub(crate) mod unary;
 mod watch;
 
 use std::sync::Arc;
