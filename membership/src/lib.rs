@@ -18,7 +18,8 @@
 //! - [`network`], [`endpoint`] and [`ipam`] are what users and drivers ask for. Each is one
 //!   transaction that compares what it read, is tried again when others were faster, and recognises
 //!   its own effect when an answer was lost.
-//! - [`embedded`] is a server of the same API for those who have no etcd.
+//! - [`embedded`] is a server of the same API for those who have no etcd, [`pki`] its certificates,
+//!   [`join`] the way of a host to one of them.
 //!
 //! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
 //! tables stay as they are, and everything here tries again by itself. No packet is seen here.
@@ -27,6 +28,7 @@ pub mod embedded;
 pub mod endpoint;
 mod file;
 pub mod ipam;
+pub mod join;
 pub mod key;
 pub mod network;
 pub mod pki;

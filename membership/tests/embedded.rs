@@ -13,6 +13,8 @@ mod auth;
 mod ctl;
 #[path = "embedded/durability.rs"]
 mod durability;
+#[path = "embedded/join.rs"]
+mod join;
 #[path = "embedded/kv.rs"]
 mod kv;
 #[path = "embedded/lease.rs"]

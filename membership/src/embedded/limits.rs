@@ -74,6 +74,39 @@ pub const PASSWORD_HASHES: usize = 2;
 /// Password hashes that may wait.
 pub const PASSWORD_QUEUE: usize = 64;
 
+/// TLS connections at a time. Each costs some tens of kilobytes.
+pub const CONNECTIONS: usize = 4096;
+
+/// TLS handshakes at a time, and so how many that dawdle can keep others waiting.
+pub const HANDSHAKES: usize = 64;
+
+/// How long a TLS handshake may take.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Pause after a connection could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections at a time of clients that have no certificate, where hosts may join.
+pub const STRANGERS: usize = 64;
+
+/// How long such a connection lasts; joining takes one call.
+pub const STRANGER_LIFE: Duration = Duration::from_secs(30);
+
+/// Calls to join that are looked at in a row.
+pub const JOIN_BURST: u32 = 20;
+
+/// How often a further one is.
+pub const JOIN_EVERY: Duration = Duration::from_millis(200);
+
+/// Invitations that are neither used nor expired.
+pub const INVITATIONS: usize = 256;
+
+/// How long an invitation that is used or expired is remembered, to say so to who comes late.
+pub const INVITATION_MEMORY: Duration = Duration::from_secs(86_400);
+
+/// Longest life of an invitation.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(30 * 86_400);
+
 /// Requests waiting for the writer. Further ones wait in their own tasks.
 pub const WRITE_QUEUE: usize = 1024;
 

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
@@ -245,6 +246,15 @@ fn make() -> Result<String, Error> {
 
 fn failed(error: impl std::fmt::Display) -> Error {
     Error::Make(error.to_string())
+}
+
+/// The public key of a private one in PEM, as certificates carry it.
+///
+/// # Errors
+///
+/// [`Error::Make`].
+pub(crate) fn public_key(key: &str) -> Result<Vec<u8>, Error> {
+    Ok(KeyPair::from_pem(key).map_err(failed)?.subject_public_key_info())
 }
 
 /// A new key, and a request in DER for a certificate of host `name`: what a host sends.

@@ -140,6 +140,12 @@ fn common_name_of(certificate: &X509Certificate<'_>) -> Option<String> {
     name.as_str().ok().map(str::to_owned)
 }
 
+/// The fingerprint of the first certificate in a PEM text, or what is wrong with it.
+pub(crate) fn fingerprint_of_pem(text: &str) -> Result<Fingerprint, String> {
+    let der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(Fingerprint::of(&der))
+}
+
 /// The common name of a certificate; `None` when it has none or cannot be read.
 #[must_use]
 pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {

@@ -32,8 +32,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use authority::request;
 pub use authority::{Authority, Name};
+pub(crate) use authority::{public_key, request};
+pub(crate) use facts::fingerprint_of_pem;
 pub use facts::{Facts, Fingerprint, common_name};
 
 use crate::file;

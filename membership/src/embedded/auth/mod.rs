@@ -29,6 +29,9 @@ use permission::{Kind, Permission, Ranges};
 /// The user that must exist, and the role that it must have, before authentication is switched on.
 pub(crate) const ROOT: &str = "root";
 
+/// The role of hosts that have joined the store.
+pub(crate) const HOSTS: &str = "skybridge-host";
+
 /// Who asks, as far as it has been proven.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Caller(pub(crate) Option<String>);
@@ -269,6 +272,38 @@ impl Auth {
         }
         self.changed();
         Ok(())
+    }
+
+    // ===== hosts =====
+
+    /// Switches authentication on for a store that hosts join: whoever has no certificate of it may
+    /// nothing, a host what lies below `/skybridge/`, and only `root` everything. What an operator
+    /// has set up beside that stays.
+    pub(crate) fn open_to_hosts(&mut self, prefix: &str) -> Result<(), Refusal> {
+        if !self.users.contains_key(ROOT) {
+            self.user_add(ROOT, Proof::Certificate)?;
+        }
+        self.user_grant(ROOT, ROOT)?;
+        if !self.roles.contains_key(HOSTS) {
+            self.role_add(HOSTS)?;
+        }
+        let (key, range_end) = (format!("{prefix}/skybridge/"), format!("{prefix}/skybridge0"));
+        let (key, range_end) = (key.into_bytes(), range_end.into_bytes());
+        self.role_grant(HOSTS, Permission { kind: Kind::Both, key, range_end })?;
+        self.enable()
+    }
+
+    /// Makes a host a user with the role of hosts.
+    pub(crate) fn admit(&mut self, host: &str) -> Result<(), Refusal> {
+        if !self.users.contains_key(host) {
+            self.user_add(host, Proof::Certificate)?;
+        }
+        self.user_grant(host, HOSTS)
+    }
+
+    /// Whether a host may have its next certificate.
+    pub(crate) fn is_host(&self, host: &str) -> bool {
+        self.users.get(host).is_some_and(|user| user.roles.contains(HOSTS))
     }
 
     // ===== listings =====
