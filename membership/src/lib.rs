@@ -36,5 +36,6 @@ pub mod reconcile;
 pub mod record;
 pub mod session;
 pub mod store;
+pub mod transfer;
 pub mod view;
 pub mod watch;

@@ -29,6 +29,8 @@ mod random;
 mod server;
 #[path = "embedded/tls.rs"]
 mod tls;
+#[path = "embedded/transfer.rs"]
+mod transfer;
 #[path = "embedded/txn.rs"]
 mod txn;
 #[path = "embedded/watch.rs"]

@@ -39,14 +39,6 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// An import's line cannot be understood.
-    #[error("line {line} of the import is not a record: {what}; nothing after it was imported")]
-    ImportLine {
-        /// Number of the line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        what: String,
-    },
     /// Another server has the data directory.
     #[error(
         "the data directory {} is in use by {holder}; stop that one, or give this store another directory", path.display()
@@ -69,8 +61,8 @@ pub enum Error {
         /// Newest format this program knows.
         supported: u64,
     },
-    /// The store refused a request of an import or export.
-    #[error("the store refused the request: {0}")]
+    /// The store refused what its own host needs.
+    #[error("the store refuses to let its own host in: {0}; see `etcdctl user list`")]
     Refused(String),
     /// The database failed.
     #[error("the store's file {} failed while {doing}: {source}; check the disk, its free space and its log", path.display())]
@@ -96,8 +88,8 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
-    /// Reading an import or writing an export failed.
-    #[error("transfer of records failed: {source}")]
+    /// Writing an export failed.
+    #[error("the export cannot be written: {source}")]
     Transfer {
         /// What the kernel said.
         source: io::Error,

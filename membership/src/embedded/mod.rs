@@ -64,4 +64,4 @@ pub mod transfer;
 
 pub use admission::{Admission, InviteError, Place};
 pub use error::Error;
-pub use server::{Config, Server, Tls};
+pub use server::{Config, Server, ShownCertificate, Tls};

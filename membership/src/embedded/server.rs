@@ -64,6 +64,21 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
 }
 
+/// The certificate that a running store shows.
+#[derive(Clone, Debug)]
+pub struct ShownCertificate(Arc<tls::Shown>);
+
+impl ShownCertificate {
+    /// Reads its files anew; connections from now on are shown what they hold. Blocks for that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tls`]; what is shown stays then.
+    pub fn reload(&self) -> Result<(), Error> {
+        self.0.reload()
+    }
+}
+
 /// A running embedded store. Dropping it stops it without waiting; [`Server::shutdown`] waits.
 pub struct Server {
     store: Arc<Store>,
@@ -150,13 +165,9 @@ impl Server {
         Ok(Self { store, local_addr, certificate, serving, expiry, writer })
     }
 
-    /// Reads the files of the certificate anew; connections from now on are shown what they hold.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Tls`]; what is shown stays then.
-    pub fn reload_certificate(&self) -> Result<(), Error> {
-        self.certificate.as_ref().map_or(Ok(()), |shown| shown.reload())
+    /// What replaces the certificate while the server runs; `None` for one in clear.
+    pub fn certificate(&self) -> Option<ShownCertificate> {
+        self.certificate.clone().map(ShownCertificate)
     }
 
     /// The address it listens on.
@@ -167,10 +178,6 @@ impl Server {
     /// The last revision that is readable.
     pub fn revision(&self) -> i64 {
         self.store.read(|state| state.visible())
-    }
-
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        &self.store
     }
 
     /// Ends the streams, finishes queued writes and releases the address and the directory.

@@ -9,6 +9,7 @@
 //! crate may therefore be carried out twice**, and each is written so that the second one finds
 //! the first one's result and takes it for its own.
 
+mod admin;
 mod config;
 mod error;
 
@@ -23,6 +24,7 @@ use etcd_client::{
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use admin::{Member, Scope};
 pub use config::{Credentials, StoreConfig, TlsFiles};
 pub use error::Error;
 
@@ -507,6 +509,13 @@ pub(crate) struct Pages {
     end: Vec<u8>,
     /// The revision of the listing, known after the first page.
     pub(crate) revision: i64,
+}
+
+impl Pages {
+    /// All keys there are.
+    pub(crate) fn everything() -> Self {
+        Self { next: Some(vec![0]), end: vec![0], revision: 0 }
+    }
 }
 
 impl Pages {

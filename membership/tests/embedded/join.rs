@@ -286,7 +286,7 @@ async fn certificates_are_renewed_before_they_end_while_everything_runs() {
     let (until, renewed) = join::renew(&files(&dir), &joined).await.unwrap();
     assert!(renewed && until > first.until, "{until:?} {:?}", first.until);
     assert!(cluster.admission.keep().unwrap());
-    cluster.server.reload_certificate().unwrap();
+    cluster.server.certificate().unwrap().reload().unwrap();
     while first.left(SystemTime::now()) + shown.left(SystemTime::now()) > Duration::ZERO {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
