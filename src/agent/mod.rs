@@ -25,6 +25,7 @@ pub mod attention;
 pub mod figures;
 pub mod networks;
 pub mod state;
+pub mod store;
 pub mod tables;
 pub mod tasks;
 
@@ -34,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use membership::embedded::Admission;
 use membership::key::{HostId, HostName, NetworkId};
 use membership::record::NetworkRecord;
 use membership::store::Store;
@@ -98,6 +100,8 @@ pub struct Agent {
     watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
+    /// By whom hosts are let in to the store that this process serves.
+    pub admission: Option<Arc<Admission>>,
     /// When it started.
     pub started: Instant,
 }
@@ -128,6 +132,8 @@ pub struct Parts {
     pub watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
+    /// By whom hosts are let in to it.
+    pub admission: Option<Arc<Admission>>,
 }
 
 impl Agent {
@@ -151,6 +157,7 @@ impl Agent {
             session: Mutex::new(parts.session),
             watch: parts.watch,
             embedded: parts.embedded,
+            admission: parts.admission,
             started: Instant::now(),
         }
     }

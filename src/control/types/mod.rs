@@ -6,6 +6,7 @@ mod error;
 mod listing;
 mod network;
 mod status;
+mod store;
 
 pub use endpoint::{
     Attach, Attachment, DEFAULT_IFNAME, Detach, DetachTarget, Detached, Endpoint, EndpointState,
@@ -22,3 +23,4 @@ pub use network::{
 pub use status::{
     Datapath, Offload, OffloadState, Session, SessionState, Status, Store, StoreState, Warning,
 };
+pub use store::{MakeToken, StoreAccess, Token};
