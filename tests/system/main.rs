@@ -11,6 +11,7 @@ mod attach;
 mod errors;
 mod faults;
 mod interop;
+mod join;
 mod lab;
 mod offload;
 mod recovery;
@@ -29,6 +30,7 @@ fn main() {
     wire::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
+    join::register(&mut suite);
     errors::register(&mut suite);
     suite.run();
 }
