@@ -137,6 +137,12 @@ impl Server {
             });
             open.await.map_err(|refusal| Error::Refused(refusal.to_string()))?;
         }
+        if loaded.is_none() && store.auth().enabled() {
+            warn!(
+                "users and roles are switched on in this store, and it is served in clear: every \
+                 client needs a user and a password"
+            );
+        }
         let scheme = if loaded.is_some() { "https" } else { "http" };
         let member = rpc::Member {
             name: config.name.clone(),
