@@ -298,6 +298,8 @@ fn shown(key: &[u8]) -> String {
     String::from_utf8_lossy(key).chars().take(120).collect()
 }
 
+/// A key and its value.
+type Pair = (Vec<u8>, Vec<u8>);
 type Wanted = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All keys of an export that no lease held, and how many one did.
@@ -341,7 +343,7 @@ fn check_head(line: &str) -> Result<(), String> {
 }
 
 /// Key and value of a line; `None` when a lease held the key.
-fn parse_line(line: &str) -> Result<Option<(Vec<u8>, Vec<u8>)>, String> {
+fn parse_line(line: &str) -> Result<Option<Pair>, String> {
     let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
     if line.leased {
         return Ok(None);

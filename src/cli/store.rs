@@ -262,8 +262,8 @@ async fn ask(command: StoreCommand) -> Result<ExitCode, Failure> {
                     admin::export(&reach(&args.access).await?, scope, output).await?
                 }
             };
-            let place =
-                output.map_or("standard output".to_owned(), |path| path.display().to_string());
+            let place = output
+                .map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
             say(&format!(
                 "{} keys of revision {} written to {place}",
                 exported.keys, exported.revision
@@ -305,7 +305,7 @@ async fn token(args: TokenArgs) -> Result<ExitCode, Failure> {
     let host = answer
         .host
         .as_ref()
-        .map_or("one host, whichever is first".to_owned(), |host| format!("host {host}"));
+        .map_or_else(|| "one host, whichever is first".to_owned(), |host| format!("host {host}"));
     say(&format!(
         "for {host}, once, within {}; there: skybridge join TOKEN",
         config::duration_text(args.ttl)

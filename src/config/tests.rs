@@ -324,12 +324,12 @@ fn the_embedded_store_is_used_by_its_own_agent() {
 #[test]
 fn durations_are_read_back_as_written() {
     for text in ["0s", "1ms", "1500ms", "10s", "5m", "24h", "36h", "90d"] {
-        let duration = parse::duration(text).unwrap();
-        assert_eq!(parse::duration(&parse::duration_text(duration)), Some(duration), "{text}");
+        let read = duration(text).unwrap();
+        assert_eq!(duration(&duration_text(read)), Some(read), "{text}");
     }
     for bad in ["", "10", "s", "-1s", "1.5s", "1w", "99999999999999999999s", "9999999999999999999d"]
     {
-        assert_eq!(parse::duration(bad), None, "{bad}");
+        assert_eq!(duration(bad), None, "{bad}");
     }
 }
 

@@ -331,12 +331,12 @@ mod tests {
         let id = URL_SAFE_NO_PAD.encode(b"id");
         let mut known =
             Invitation { id, proof, host: Some("h2".to_owned()), expires: 100, used_by: None };
-        let find = |known: &Invitation, secret: &[u8], host: &str, now: u64| {
-            super::find(std::slice::from_ref(known), b"id", secret, host, now)
+        let tried = |known: &Invitation, secret: &[u8], host: &str, now: u64| {
+            find(std::slice::from_ref(known), b"id", secret, host, now)
         };
-        assert_eq!(find(&known, b"secret", "h2", 99), Ok(0));
+        assert_eq!(tried(&known, b"secret", "h2", 99), Ok(0));
         let refused = |known: &Invitation, secret: &[u8], host: &str, now: u64, word: &str| {
-            let cause = find(known, secret, host, now).unwrap_err();
+            let cause = tried(known, secret, host, now).unwrap_err();
             assert!(cause.contains(word), "{cause}");
         };
         refused(&known, b"other", "h2", 99, "not one of this store's");

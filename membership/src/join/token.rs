@@ -89,8 +89,9 @@ impl FromStr for JoinToken {
         if text.len() > LENGTH_MAX {
             return Err(wrong("it is too long"));
         }
-        let body =
-            text.strip_prefix(PREFIX).ok_or(wrong("it does not begin with `skybridge1.`"))?;
+        let body = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| wrong("it does not begin with `skybridge1.`"))?;
         let cut = wrong("a part of it is missing or changed");
         let json = URL_SAFE_NO_PAD.decode(body).map_err(|_| cut.clone())?;
         let Text { e: endpoints, f, i, s } =

@@ -110,7 +110,7 @@ impl AuthService {
                 Some(Proof::Nothing) | None => None,
             };
             if !self.store.passwords.check(password.clone(), hash).await? {
-                tracing::warn!(user = %shown(&name), "a login with a wrong name or password");
+                tracing::warn!(user = ?shown(&name), "a login with a wrong name or password");
                 return Err(Refusal::AuthFailed.into());
             }
             // The password may have been changed while it was checked.
@@ -192,7 +192,7 @@ impl AuthService {
     }
 }
 
-/// A name for the log, however long it came.
+/// A name for the log, however long it came; quoted there, since a stranger has written it.
 fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }

@@ -56,8 +56,9 @@ impl JoinService {
                 Ok(Response::new(admitted))
             }
             Err(status) => {
+                // Quoted: a stranger has written it.
                 let name: String = name.chars().take(64).collect();
-                tracing::warn!(host = %name, cause = status.message(), "a host has not joined");
+                tracing::warn!(host = ?name, cause = status.message(), "a host has not joined");
                 Err(status)
             }
         }
