@@ -34,6 +34,7 @@ use std::time::Duration;
 
 pub use flags::Flags;
 pub use keys::{KEYS, Key, example};
+pub(crate) use parse::{duration, duration_text};
 pub(crate) use store::plaintext_listener;
 
 /// Where the configuration file is when it is not named.
@@ -174,6 +175,8 @@ pub struct Store {
     pub prefix: String,
     /// The address on which this agent serves the embedded store.
     pub embedded: Option<SocketAddr>,
+    /// The embedded store has an authority of its own and lets in only its hosts.
+    pub authority: bool,
     /// Plaintext is allowed beyond loopback.
     pub insecure: bool,
     /// TLS.
@@ -270,6 +273,8 @@ pub enum Source {
     },
     /// A flag.
     Flag(&'static str),
+    /// What `skybridge join` wrote, or the authority of the store that this agent serves.
+    State(PathBuf),
 }
 
 impl fmt::Display for Source {
@@ -279,6 +284,7 @@ impl fmt::Display for Source {
             Self::Environment(name) => write!(f, "environment {name}"),
             Self::File { path, line } => write!(f, "file {}, line {line}", path.display()),
             Self::Flag(name) => write!(f, "flag --{name}"),
+            Self::State(path) => write!(f, "state {}", path.display()),
         }
     }
 }
@@ -333,6 +339,14 @@ pub enum Purpose {
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// What this host knows of the store that it has joined cannot be read.
+    #[error("what this host knows of the store that it has joined cannot be read: {source}")]
+    Joined {
+        /// Where that is.
+        directory: PathBuf,
+        /// What is wrong.
+        source: membership::pki::Error,
+    },
     /// The file cannot be read.
     #[error("cannot read the configuration file {path}: {source}")]
     Read {
@@ -380,6 +394,11 @@ impl Error {
     #[must_use]
     pub fn next_step(&self) -> String {
         match self {
+            Self::Joined { directory, .. } => format!(
+                "read it as root; if it is damaged, remove {} and join anew with `skybridge join \
+                 TOKEN`",
+                directory.display()
+            ),
             Self::Read { .. } => {
                 format!(
                     "name another file with --config, or make it readable (default {DEFAULT_FILE})"
@@ -413,6 +432,15 @@ pub fn load(
         None => None,
     };
     resolve::resolve(flags, &environment, text, purpose)
+}
+
+/// The store that `flags` alone name: neither a file nor the environment is looked at.
+///
+/// # Errors
+/// See [`Error`]; the first fault found.
+pub fn store_of(flags: &Flags) -> Result<Store, Error> {
+    let effective = resolve::resolve(flags, &|_| None, None, Purpose::CleanUp)?;
+    Ok(effective.config.store)
 }
 
 fn read(path: &Path) -> Result<String, Error> {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use encap::MacAddr;
-use membership::embedded;
+use membership::embedded::Tls;
 use membership::key::HostName;
 use membership::reconcile::Defaults;
 use membership::record::{HostRecord, VtepRecord};
@@ -48,6 +48,8 @@ use crate::control::server;
 use crate::datapath::{self, Datapath};
 use crate::link::{self, NetNs, Owner};
 use crate::port::tap::PortOffload;
+use crate::store::certificates::{self, Keeper};
+use crate::store::serve::EmbeddedStore;
 use crate::telemetry::{logs, metrics};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
@@ -100,7 +102,7 @@ pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure
     let state = StateDir::open(&config.state_dir)
         .map_err(|err| Failure::new("the agent cannot start", err))?;
     let embedded = match config.store.embedded {
-        Some(listen) => Some(EmbeddedStore::start(listen, config.store_dir())?),
+        Some(listen) => Some(EmbeddedStore::of_agent(&config, listen).map_err(no_store)?),
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -157,52 +159,18 @@ pub fn clean_up(config: &Config, mut say: impl FnMut(&str)) -> Result<ExitCode, 
 ///
 /// # Errors
 /// With cause and next step.
-pub fn store(listen: SocketAddr, data: PathBuf) -> Result<ExitCode, Failure> {
+pub fn store(listen: SocketAddr, data: PathBuf, tls: Option<Tls>) -> Result<ExitCode, Failure> {
     logs::init("info", logs::Format::Text)
         .map_err(|err| Failure::new("the log cannot be written", err))?;
-    let store = EmbeddedStore::start(listen, data)?;
-    let ended = store.runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::io::Result::Ok(())
-    });
+    let store = EmbeddedStore::alone(listen, data, tls).map_err(no_store)?;
+    let ended = store.wait();
     store.stop();
     ended.map_err(|err| Failure::new("the embedded store cannot wait for signals", err))?;
     Ok(ExitCode::SUCCESS)
 }
 
-struct EmbeddedStore {
-    server: embedded::Server,
-    runtime: tokio::runtime::Runtime,
-    address: String,
-}
-
-impl EmbeddedStore {
-    fn start(listen: SocketAddr, data: PathBuf) -> Result<Self, Failure> {
-        let failed = |cause: String| Failure::new("the embedded store cannot start", cause);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("store")
-            .enable_all()
-            .build()
-            .map_err(|err| failed(err.to_string()))?;
-        let wanted = embedded::Config::new(listen, data);
-        let server = runtime
-            .block_on(embedded::Server::start(wanted))
-            .map_err(|err| failed(err.to_string()))?;
-        let address = server.local_addr().to_string();
-        tracing::info!(%address, "serving the embedded store");
-        Ok(Self { server, runtime, address })
-    }
-
-    fn stop(self) {
-        self.runtime.block_on(self.server.shutdown());
-        self.runtime.shutdown_timeout(GOODBYE);
-    }
+fn no_store(cause: String) -> Failure {
+    Failure::new("the embedded store cannot start", cause)
 }
 
 async fn serve(
@@ -271,6 +239,7 @@ async fn serve(
         },
         watch: watch.status(),
         embedded: embedded.map(|embedded| embedded.address.clone()),
+        admission: embedded.and_then(|embedded| embedded.admission.clone()),
     }));
     for path in bad {
         agent.warn(
@@ -305,6 +274,10 @@ async fn serve(
     ended.spawn(republish::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
+    let shown = embedded.and_then(EmbeddedStore::certificate);
+    if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {
+        ended.spawn(certificates::keep(Arc::clone(&agent), keeper));
+    }
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let until = async move {

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
+use membership::embedded::Tls;
 use skybridge::cli::{self, DemoOptions, Entry, Failure, StoreOptions};
 use skybridge::config::{self, Config, Effective};
 use skybridge::{daemon, demo, traffic};
@@ -34,7 +35,12 @@ impl Entry for Program {
     }
 
     fn store(&self, options: StoreOptions) -> Result<ExitCode, Failure> {
-        daemon::store(options.listen, options.data).map_err(failure)
+        let tls = options.tls.map(|tls| Tls {
+            certificate: tls.certificate,
+            key: tls.key,
+            client_ca: tls.client_ca,
+        });
+        daemon::store(options.listen, options.data, tls).map_err(failure)
     }
 
     fn demo(&self, options: DemoOptions) -> Result<ExitCode, Failure> {

@@ -19,7 +19,8 @@
 //!   transaction that compares what it read, is tried again when others were faster, and recognises
 //!   its own effect when an answer was lost.
 //! - [`restore`] writes again what the store has lost of somebody who is alive.
-//! - [`embedded`] is a server of the same API for those who have no etcd.
+//! - [`embedded`] is a server of the same API for those who have no etcd, [`pki`] its certificates,
+//!   [`join`] the way of a host to one of them.
 //!
 //! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
 //! tables stay as they are, and everything here tries again by itself. No packet is seen here.
@@ -29,12 +30,15 @@ pub mod embedded;
 pub mod endpoint;
 mod file;
 pub mod ipam;
+pub mod join;
 pub mod key;
 pub mod network;
+pub mod pki;
 pub mod reconcile;
 pub mod record;
 pub mod restore;
 pub mod session;
 pub mod store;
+pub mod transfer;
 pub mod view;
 pub mod watch;

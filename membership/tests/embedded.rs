@@ -8,10 +8,14 @@
 #[path = "embedded/harness.rs"]
 mod harness;
 
+#[path = "embedded/auth.rs"]
+mod auth;
 #[path = "embedded/ctl.rs"]
 mod ctl;
 #[path = "embedded/durability.rs"]
 mod durability;
+#[path = "embedded/join.rs"]
+mod join;
 #[path = "embedded/kv.rs"]
 mod kv;
 #[path = "embedded/lease.rs"]
@@ -26,6 +30,8 @@ mod random;
 mod server;
 #[path = "embedded/tls.rs"]
 mod tls;
+#[path = "embedded/transfer.rs"]
+mod transfer;
 #[path = "embedded/txn.rs"]
 mod txn;
 #[path = "embedded/watch.rs"]

@@ -210,6 +210,14 @@ impl Api for Control {
         Ok(listed)
     }
 
+    async fn store(&self) -> Answer<types::StoreAccess> {
+        Ok(super::store::access(&self.0))
+    }
+
+    async fn make_token(&self, request: types::MakeToken) -> Answer<types::Token> {
+        super::store::make_token(&self.0, request).await
+    }
+
     async fn stats(&self) -> Answer<types::Stats> {
         Ok(stats(&self.0))
     }

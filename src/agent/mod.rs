@@ -27,6 +27,7 @@ pub mod figures;
 pub mod networks;
 pub mod republish;
 pub mod state;
+pub mod store;
 pub mod tables;
 pub mod tasks;
 
@@ -38,6 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use membership::embedded::Admission;
 use membership::key::{HostId, HostName, NetworkId};
 use membership::record::NetworkRecord;
 use membership::store::Store;
@@ -111,6 +113,8 @@ pub struct Agent {
     doubts: republish::Doubts,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
+    /// By whom hosts are let in to the store that this process serves.
+    pub admission: Option<Arc<Admission>>,
     /// When it started.
     pub started: Instant,
 }
@@ -141,6 +145,8 @@ pub struct Parts {
     pub watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
+    /// By whom hosts are let in to it.
+    pub admission: Option<Arc<Admission>>,
 }
 
 impl Agent {
@@ -168,6 +174,7 @@ impl Agent {
             watch: parts.watch,
             doubts: republish::Doubts::default(),
             embedded: parts.embedded,
+            admission: parts.admission,
             started: Instant::now(),
         }
     }

@@ -1,6 +1,6 @@
 //! The arguments of every command.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -8,6 +8,7 @@ use encap::MacAddr;
 use ipnet::IpNet;
 
 use super::help;
+use super::store::{JoinArgs, StoreArgs};
 use crate::config::{DEFAULT_SOCKET, Flags};
 use crate::control::check;
 use crate::control::types::{DEFAULT_IFNAME, Gateway, Mode, StaticMac};
@@ -37,9 +38,12 @@ pub enum Command {
     /// Run the switch on this host
     #[command(long_about = help::AGENT, after_long_help = help::AGENT_EXAMPLES)]
     Agent(Box<AgentArgs>),
-    /// Run the embedded store by itself
+    /// Run the embedded store by itself; tokens, export, import, compaction and state of a store
     #[command(long_about = help::STORE, after_long_help = help::STORE_EXAMPLES)]
-    Store(StoreArgs),
+    Store(Box<StoreArgs>),
+    /// Join the embedded store of another host
+    #[command(long_about = help::JOIN, after_long_help = help::JOIN_EXAMPLES)]
+    Join(JoinArgs),
     /// Make, list, change and remove networks
     #[command(long_about = help::NETWORK, after_long_help = help::NETWORK_EXAMPLES)]
     Network {
@@ -137,20 +141,6 @@ pub struct AgentArgs {
     /// The flags that mirror the file.
     #[command(flatten)]
     pub flags: Flags,
-}
-
-/// `skybridge store`.
-#[derive(Args, Clone, Debug)]
-pub struct StoreArgs {
-    /// Address to serve the etcd API at
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:2379")]
-    pub listen: SocketAddr,
-    /// Where the data is kept
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/skybridge/store")]
-    pub data: PathBuf,
-    /// Serve in clear beyond loopback; only on an underlay that you trust
-    #[arg(long)]
-    pub insecure_store: bool,
 }
 
 /// `skybridge network`.

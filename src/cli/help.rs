@@ -14,7 +14,8 @@ pub(super) const TOP: &str = "\
 
 Run it:
   agent      Run the switch on this host
-  store      Run the embedded store by itself
+  store      Run the embedded store by itself; tokens, export, import, state of a store
+  join       Join the embedded store of another host
   demo       Show it all on this machine, with namespaces as hosts
 
 Networks:
@@ -42,9 +43,11 @@ The first five minutes:
   Everything on this machine, nothing left behind:
       skybridge demo
 
-  Two hosts, 192.0.2.1 and 192.0.2.2, UDP port 4789 open between them:
-      h1# skybridge agent --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
-      h2# skybridge agent --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
+  Two hosts, 192.0.2.1 and 192.0.2.2, UDP 4789 open between them and TCP 2379 to the first:
+      h1# skybridge agent --name h1 --vtep 192.0.2.1 --embedded-store 192.0.2.1:2379
+      h1# skybridge store token --host h2
+      h2# skybridge join TOKEN --name h2
+      h2# skybridge agent --vtep 192.0.2.2
 
   A network, and a namespace on each host in it:
       h1# skybridge network create blue --subnet 198.51.100.0/24
@@ -69,26 +72,117 @@ keep their interfaces; the next start takes them over.";
 
 pub(super) const AGENT_EXAMPLES: &str = "\
 Examples:
-  The first host, with the embedded store:
-      skybridge agent --name h1 --vtep 192.0.2.1 --insecure-store --embedded-store 192.0.2.1:2379
-  A further host:
-      skybridge agent --name h2 --vtep 192.0.2.2 --insecure-store --store http://192.0.2.1:2379
+  The first host, with the embedded store and an authority of its own:
+      skybridge agent --name h1 --vtep 192.0.2.1 --embedded-store 192.0.2.1:2379
+  A further host, once `skybridge join` has been run there:
+      skybridge agent --vtep 192.0.2.2
+  With an etcd cluster:
+      skybridge agent --vtep 192.0.2.2 --store https://192.0.2.9:2379 --tls-ca /etc/skybridge/ca.pem
+          --tls-certificate /etc/skybridge/h2.pem --tls-key /etc/skybridge/h2.key
   What would be in effect, and where it comes from:
       skybridge agent --check
   Take everything down that this host's agent ever made:
       skybridge agent --cleanup";
 
 pub(super) const STORE: &str = "\
-Run the embedded store by itself
+Run the embedded store by itself; tokens, export, import, compaction and state of a store
 
 An etcd v3 API server on one host, for clusters without etcd. It is not replicated: while its host
-is down, networks go on and nothing new can be created. An agent can serve it too, with
---embedded-store.";
+is down, networks go on and nothing new can be created. Mostly an agent serves it, with
+--embedded-store; then it has an authority of its own and hosts join it with tokens. By itself it
+takes certificates that you give it.
+
+The commands below work with either store, embedded or etcd: as the agent on this host reaches it,
+or as --store and the flags beside it say.";
 
 pub(super) const STORE_EXAMPLES: &str = "\
 Examples:
       skybridge store
-      skybridge store --listen 192.0.2.1:2379 --insecure-store --data /srv/skybridge";
+      skybridge store --listen 192.0.2.1:2379 --data /srv/skybridge --tls-certificate /srv/h1.pem
+          --tls-key /srv/h1.key --tls-client-ca /srv/ca.pem";
+
+pub(super) const TOKEN: &str = "\
+Print a token by which one host joins the store that this host's agent serves
+
+The token carries where the store is, how to recognise it, and a secret. It lets in one host, once,
+until it ends. Whoever has it can join: treat it as a password. The host gets a certificate and may
+then read and write all records of Skybridge, and nothing else in the store.";
+
+pub(super) const TOKEN_EXAMPLES: &str = "\
+Examples:
+      h1# skybridge store token --host h2
+      h2# skybridge join TOKEN --name h2
+  In one line:
+      h1# skybridge store token --host h2 | ssh h2 'xargs skybridge join --name h2'
+  Take the host out again:
+      h1# cd /var/lib/skybridge/pki && etcdctl --endpoints https://192.0.2.1:2379
+          --cacert ca.pem --cert root.pem --key root.pem user delete h2";
+
+pub(super) const STORE_STATUS: &str = "\
+Show the members of the store
+
+Each member is asked by itself. SIZE above IN USE is given back by `skybridge store compact
+--defragment`. The exit code is 1 when one does not answer.";
+
+pub(super) const STORE_STATUS_EXAMPLES: &str = "\
+Examples:
+      skybridge store status
+      skybridge store status --store https://192.0.2.9:2379 --tls-ca /etc/skybridge/ca.pem --json";
+
+pub(super) const EXPORT: &str = "\
+Write all records of the store to a file
+
+Lines of JSON, one per key, as the store is at one revision; the agents go on meanwhile. What is no
+text is in base64. `skybridge store import` reads it, also into a store of the other kind.";
+
+pub(super) const EXPORT_EXAMPLES: &str = "\
+Examples:
+      skybridge store export --output skybridge.jsonl
+  What networks there are:
+      skybridge store export | jq -r 'select(.key // \"\" | contains(\"/names/\")) | .key'
+  From the files of a host whose agent does not run:
+      skybridge store export --data /var/lib/skybridge/store --output skybridge.jsonl";
+
+pub(super) const IMPORT: &str = "\
+Put the records of an export into a store
+
+First it looks. A key that is there with another value refuses the whole import, unless --overwrite
+says otherwise; one that is there with the same value is left alone, so an import that broke off can
+be run again. Keys that stood under a lease are left out: the hosts publish those themselves. Stop
+the agents of that store before.";
+
+pub(super) const IMPORT_EXAMPLES: &str = "\
+Examples:
+      skybridge store import skybridge.jsonl --dry-run
+  From the embedded store to etcd:
+      skybridge store import skybridge.jsonl --store https://192.0.2.9:2379
+          --tls-ca /etc/skybridge/ca.pem --store-user root --store-password-file /root/password";
+
+pub(super) const COMPACT: &str = "\
+Forget the store's history
+
+The records stay; what they were before goes. The embedded store does so by itself, etcd when it is
+told, or with its --auto-compaction-retention. Needs the rights of an administrator where the store
+has users.";
+
+pub(super) const COMPACT_EXAMPLES: &str = "\
+Examples:
+      skybridge store compact
+      skybridge store compact --keep 0 --defragment";
+
+pub(super) const JOIN: &str = "\
+Join the embedded store of another host
+
+Connects to the store that the token names, makes sure that it is the one, and gets a certificate
+for this host. The certificate, the store's authority and its address are kept in the state
+directory; `skybridge agent` finds them there and needs no --store. The agent renews the
+certificate by itself.";
+
+pub(super) const JOIN_EXAMPLES: &str = "\
+Examples:
+      h2# skybridge join TOKEN
+      h2# skybridge join TOKEN --name h2 --state-dir /srv/skybridge
+      h2# skybridge agent --vtep 192.0.2.2";
 
 pub(super) const NETWORK: &str = "\
 Make, list, change and remove networks

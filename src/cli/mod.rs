@@ -5,6 +5,7 @@ mod args;
 mod enter;
 mod help;
 pub mod render;
+mod store;
 mod table;
 mod watch;
 
@@ -123,6 +124,19 @@ pub struct StoreOptions {
     pub listen: SocketAddr,
     /// Where the data is kept.
     pub data: PathBuf,
+    /// Certificates; in clear without.
+    pub tls: Option<StoreTls>,
+}
+
+/// Certificates of `skybridge store`, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreTls {
+    /// Its certificate with the chain.
+    pub certificate: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+    /// Authorities of the clients; without, clients need no certificate.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// `skybridge demo`.
@@ -217,18 +231,8 @@ fn refused_value(err: &clap::Error) -> Failure {
 fn dispatch(command: Command, entry: &impl Entry) -> Result<ExitCode, Failure> {
     match command {
         Command::Agent(args) => agent(&args, entry),
-        Command::Store(args) => {
-            config::plaintext_listener(args.listen, args.insecure_store).map_err(|invalid| {
-                Failure::new("the store is not served like that")
-                    .cause(invalid.cause)
-                    .next_step(invalid.next_step)
-                    .usage()
-            })?;
-            let data = std::path::absolute(&args.data).map_err(|err| {
-                Failure::new(format!("cannot use {}", args.data.display())).cause(err.to_string())
-            })?;
-            entry.store(StoreOptions { listen: args.listen, data })
-        }
+        Command::Store(args) => store::run(*args, entry),
+        Command::Join(args) => store::join(&args),
         Command::Demo(args) => entry.demo(DemoOptions {
             hosts: usize::from(args.hosts),
             keep: args.keep,
@@ -339,6 +343,7 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::Agent(_)
         | Command::Store(_)
+        | Command::Join(_)
         | Command::Demo(_)
         | Command::Traffic { .. }
         | Command::Enter(_) => Err(Failure::new("that command asks no agent")),

@@ -24,7 +24,12 @@ const fn key(
 
 /// Every key, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
-    key("name", "the machine's host name", r#""h1""#, "Name of this host, unique in the cluster."),
+    key(
+        "name",
+        "the name under which this host has joined its store, else the machine's host name",
+        r#""h1""#,
+        "Name of this host, unique in the cluster.",
+    ),
     key(
         "vtep",
         "must be set",
@@ -38,7 +43,8 @@ pub const KEYS: &[Key] = &[
     key("udp_port", "4789", "4789", "UDP port of the underlay, 1 to 65535."),
     key(
         "stores",
-        "the embedded store where there is one, else they must be set",
+        "the embedded store where there is one, else the store that this host has joined, else they \
+         must be set",
         r#"["http://192.0.2.1:2379"]"#,
         "Endpoints of the store, an etcd cluster or the host that serves the embedded one. \
          `https://` needs [tls].",
@@ -47,7 +53,9 @@ pub const KEYS: &[Key] = &[
         "embedded_store",
         "not served",
         r#""192.0.2.1:2379""#,
-        "Serve the embedded store at this address and use it. One host of the cluster does.",
+        "Serve the embedded store at this address and use it. One host of the cluster does. Beyond \
+         loopback it has an authority of its own and hosts join it with tokens, unless \
+         insecure_store is set.",
     ),
     key(
         "insecure_store",

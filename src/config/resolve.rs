@@ -5,16 +5,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use membership::pki::{Files, Joined};
 use toml::Spanned;
 use toml::value::Value;
 
 use super::file::{self, File};
-use super::layers::{Found, Layers, list, path_text};
+use super::layers::{Found, Layers, list, path_text, wrong};
 use super::store::{Trust, address, embedded_of, store_prefix, stores, tls_of, user_of};
 use super::vtep::vteps;
 use super::{
     Capability, Config, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UDP_PORT, Datapath, Effective,
-    Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Store, WORKERS_MAX, environment,
+    Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Source, Store, Tls, WORKERS_MAX,
+    environment,
 };
 use crate::control::check::{self, Invalid};
 
@@ -34,7 +36,18 @@ pub(super) fn resolve(
     let mut layers = Layers { file: text, environment, settings: Vec::new() };
     let File { tls, user, session, datapath, log, .. } = file;
 
-    let name = host_name(&mut layers, flags, file.name)?;
+    let state_dir = flags.state_dir.as_deref().map(path_text);
+    let state_dir = layers.pick(state_dir, "state-dir", file.state_dir);
+    let state_dir = directory(&mut layers, "state_dir", state_dir, DEFAULT_STATE_DIR)?;
+    let files = Files::of(&state_dir);
+    let elsewhere = !flags.store.is_empty()
+        || flags.embedded_store.is_some()
+        || environment(environment::STORES).is_some()
+        || file.stores.is_some()
+        || file.embedded_store.is_some();
+    let joined = if elsewhere || purpose == Purpose::CleanUp { None } else { joined(&files)? };
+
+    let name = host_name(&mut layers, flags, file.name, joined.as_ref())?;
     let found = layers.pick(flags.udp_port, "udp-port", file.udp_port);
     let udp_port = layers.number("udp_port", found, i64::from(DEFAULT_UDP_PORT), 1..=65_535)?;
     let vteps = vteps(&mut layers, flags, file.vtep, udp_port, purpose)?;
@@ -43,20 +56,38 @@ pub(super) fn resolve(
     let insecure = layers.pick(insecure, "insecure-store", file.insecure_store);
     let insecure = insecure.unwrap_or_else(|| Found::default(false));
     layers.note("insecure_store", &insecure, insecure.value);
-    let tls = tls_of(&mut layers, flags, tls)?;
-    let user = user_of(&mut layers, flags, user)?;
     let embedded = layers.pick(flags.embedded_store.clone(), "embedded-store", file.embedded_store);
-    let embedded = embedded.map(|found| embedded_of(found, insecure.value)).transpose()?;
+    let embedded = embedded.map(embedded_of).transpose()?;
+    // In clear only where nobody else reaches it, or where that was said.
+    let authority = embedded.as_ref().is_some_and(|listen| {
+        !insecure.value && !listen.value.ip().is_loopback() && purpose == Purpose::Run
+    });
+    let own = match (&joined, authority) {
+        (Some(joined), _) => Some(joined.source.clone()),
+        (None, true) => Some(Source::State(files.authority())),
+        (None, false) => None,
+    };
+    let tls = tls_of(&mut layers, flags, tls, own.map(|source| own_tls(&files, source)))?;
+    let user = user_of(&mut layers, flags, user)?;
     let endpoints = stores(
         &mut layers,
         flags,
         file.stores,
-        &Trust { insecure: insecure.value, tls: tls.is_some(), embedded: embedded.clone() },
+        &Trust {
+            insecure: insecure.value,
+            tls: tls.is_some(),
+            embedded: embedded.clone(),
+            authority,
+            joined: joined.clone(),
+        },
         purpose,
     )?;
     let embedded = layers.note_option("embedded_store", embedded, SocketAddr::to_string);
     let prefix = layers.pick(flags.store_prefix.clone(), "store-prefix", file.store_prefix);
-    let prefix = prefix.unwrap_or_else(|| Found::default(String::new()));
+    let prefix = prefix.unwrap_or_else(|| match joined {
+        Some(Found { value, source }) => Found { value: value.prefix, source },
+        None => Found::default(String::new()),
+    });
     let prefix = prefix.parse("store_prefix", store_prefix)?;
     layers.note("store_prefix", &prefix, prefix.value.as_str());
     let seconds = Duration::from_secs;
@@ -64,6 +95,7 @@ pub(super) fn resolve(
         endpoints,
         prefix: prefix.value,
         embedded,
+        authority,
         insecure: insecure.value,
         tls,
         user,
@@ -92,9 +124,6 @@ pub(super) fn resolve(
     };
     let datapath = datapath_of(&mut layers, flags, file.workers, datapath)?;
 
-    let state_dir = flags.state_dir.as_deref().map(path_text);
-    let state_dir = layers.pick(state_dir, "state-dir", file.state_dir);
-    let state_dir = directory(&mut layers, "state_dir", state_dir, DEFAULT_STATE_DIR)?;
     let socket = flags.socket.as_deref().map(path_text);
     let variable = environment::SOCKET;
     let socket = layers.pick_with(socket, "socket", variable, |text| text, file.socket);
@@ -123,12 +152,29 @@ pub(super) fn resolve(
     Ok(Effective { config, settings })
 }
 
+/// The store that this host has joined.
+fn joined(files: &Files) -> Result<Option<Found<Joined>>, Error> {
+    let directory = files.directory().to_owned();
+    let found = Joined::load(files).map_err(|source| Error::Joined { directory, source })?;
+    Ok(found.map(|value| Found { value, source: Source::State(files.joined()) }))
+}
+
+/// The certificates in the state directory.
+fn own_tls(files: &Files, source: Source) -> Found<Tls> {
+    let identity = Some((files.host(), files.host()));
+    Found { value: Tls { ca: files.ca(), identity, server_name: None }, source }
+}
+
 fn host_name(
     layers: &mut Layers<'_>,
     flags: &Flags,
     file: Option<Spanned<String>>,
+    joined: Option<&Found<Joined>>,
 ) -> Result<String, Error> {
     let found = layers.pick(flags.name.clone(), "name", file).unwrap_or_else(|| {
+        if let Some(Found { value, source }) = joined {
+            return Found { value: value.name.clone(), source: source.clone() };
+        }
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
         // The first label: the rest is the domain, which hosts of one cluster share.
         let label = host.unwrap_or_default().split('.').next().unwrap_or_default().to_owned();
@@ -140,6 +186,13 @@ fn host_name(
             next_step: format!("{}, with --name", invalid.next_step),
         })
     })?;
+    if let Some(joined) = joined.filter(|joined| joined.value.name != found.value) {
+        let was = &joined.value.name;
+        let next =
+            format!("leave it away or write {was}; another name needs another `skybridge join`");
+        let cause = format!("this host has joined its store as {was}, not as {}", found.value);
+        return Err(wrong("name", &found.source, Invalid::new(cause, next)));
+    }
     layers.note("name", &found, found.value.as_str());
     Ok(found.value)
 }

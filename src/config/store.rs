@@ -1,14 +1,17 @@
 //! The store: endpoints, what may be in clear, credentials.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use membership::pki::Joined;
 use toml::Spanned;
 use toml::value::{Array, Value};
 
 use super::layers::{Found, Layers, list, path_text, wrong};
 use super::parse::{Endpoint, EndpointError};
-use super::{DEFAULT_STORE_PORT, Error, Flags, Purpose, STORES_MAX, Tls, User, environment, file};
+use super::{
+    DEFAULT_STORE_PORT, Error, Flags, Purpose, STORES_MAX, Source, Tls, User, environment, file,
+};
 use crate::control::check::Invalid;
 
 pub(super) fn address(text: &str) -> Result<SocketAddr, Invalid> {
@@ -20,15 +23,8 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, Invalid> {
     }
 }
 
-pub(super) fn embedded_of(
-    found: Found<String>,
-    insecure: bool,
-) -> Result<Found<SocketAddr>, Error> {
-    found.parse("embedded_store", |text| {
-        let address = address(&text)?;
-        plaintext_listener(address, insecure)?;
-        Ok(address)
-    })
+pub(super) fn embedded_of(found: Found<String>) -> Result<Found<SocketAddr>, Error> {
+    found.parse("embedded_store", |text| address(&text))
 }
 
 /// Refuses to serve the store in clear where others can reach it.
@@ -42,8 +38,8 @@ pub(crate) fn plaintext_listener(address: SocketAddr, insecure: bool) -> Result<
     Err(Invalid::new(
         format!("the store would be served in clear at {address}, where other machines reach it"),
         format!(
-            "serve it at 127.0.0.1:{}, or give --insecure-store if you trust everyone on that \
-             network",
+            "give certificates with --tls-certificate, --tls-key and --tls-client-ca, serve it at \
+             127.0.0.1:{}, or give --insecure-store if you trust everyone on that network",
             address.port()
         ),
     ))
@@ -54,6 +50,9 @@ pub(super) struct Trust {
     pub(super) insecure: bool,
     pub(super) tls: bool,
     pub(super) embedded: Option<Found<SocketAddr>>,
+    /// The embedded store has an authority of its own.
+    pub(super) authority: bool,
+    pub(super) joined: Option<Found<Joined>>,
 }
 
 pub(super) fn stores(
@@ -76,15 +75,22 @@ pub(super) fn stores(
             found.parse(KEY, |written| endpoints(&written, own, trust))?
         }
         (None, Some(embedded)) => Found {
-            value: vec![own_endpoint(embedded.value).url()],
+            value: vec![own_endpoint(embedded.value, trust.authority).url()],
             source: embedded.source.clone(),
         },
+        (None, None) if trust.joined.is_some() => {
+            let joined = trust.joined.clone().map(|Found { value, source }| (value, source));
+            let (value, source) = joined.unzip();
+            let value = value.map(|joined| joined.endpoints).unwrap_or_default();
+            Found { value, source: source.unwrap_or(Source::Default) }
+        }
         (None, None) if purpose == Purpose::CleanUp => Found::default(Vec::new()),
         (None, None) => {
             return Err(Error::Missing {
                 key: KEY,
-                next_step: "name the store with --store http://HOST:2379, or let one host serve \
-                            it with --embedded-store IP:2379"
+                next_step: "join the host that serves it with `skybridge join TOKEN`, let this \
+                            one serve it with --embedded-store IP:2379, or name an etcd with \
+                            --store"
                     .to_owned(),
             });
         }
@@ -99,13 +105,13 @@ pub(super) fn stores(
 }
 
 /// Where this agent reaches the store that it serves itself.
-fn own_endpoint(listen: SocketAddr) -> Endpoint {
+fn own_endpoint(listen: SocketAddr, tls: bool) -> Endpoint {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    Endpoint { tls: false, host: ip.to_string(), port: listen.port() }
+    Endpoint { tls, host: ip.to_string(), port: listen.port() }
 }
 
 fn endpoints(
@@ -196,6 +202,7 @@ pub(super) fn tls_of(
     layers: &mut Layers<'_>,
     flags: &Flags,
     tls: file::Tls,
+    own: Option<Found<Tls>>,
 ) -> Result<Option<Tls>, Error> {
     let flag = |path: &Option<PathBuf>| path.as_deref().map(path_text);
     let ca = layers.pick(flag(&flags.tls_ca), "tls-ca", tls.ca);
@@ -216,6 +223,22 @@ pub(super) fn tls_of(
     if let (None, Some(found)) = (&ca, &server_name) {
         return Err(needs("tls.server_name", found, "tls.ca"));
     }
+    let (ca, certificate, key) = match own {
+        None => (ca, certificate, key),
+        Some(Found { value, source }) => {
+            let found = |path: &Path| Found { value: path_text(path), source: source.clone() };
+            let own_ca = found(&value.ca);
+            if let Some(ca) = ca.filter(|ca| ca.value != own_ca.value) {
+                let cause =
+                    "the store that this host serves or has joined has an authority of its own";
+                let next = "leave the certificates away, or name another store with stores";
+                return Err(wrong("tls.ca", &ca.source, Invalid::new(cause, next)));
+            }
+            let (certificate, key) =
+                value.identity.as_ref().map(|(c, k)| (found(c), found(k))).unzip();
+            (Some(own_ca), certificate, key)
+        }
+    };
     let ca = layers.note_option("tls.ca", ca, Clone::clone);
     let certificate = layers.note_option("tls.certificate", certificate, Clone::clone);
     let key = layers.note_option("tls.key", key, Clone::clone);

@@ -226,13 +226,82 @@ fn the_store_in_clear_stays_on_this_machine_unless_told() {
     for near in ["http://localhost:1", "http://127.0.0.2", "http://[::1]:1"] {
         from("", &with(|flags| flags.store = vec![near.to_owned()])).unwrap();
     }
-    let flags = with(|flags| {
+}
+
+/// Flags with a state directory of their own.
+fn in_state(dir: &tempfile::TempDir, change: impl FnOnce(&mut Flags)) -> Flags {
+    with(|flags| {
         flags.store.clear();
-        flags.embedded_store = Some("192.0.2.1:2379".to_owned());
+        flags.state_dir = Some(dir.path().to_owned());
+        change(flags);
+    })
+}
+
+#[test]
+fn the_embedded_store_has_an_authority_where_others_reach_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = membership::pki::Files::of(dir.path());
+    let serve = |listen: &str, insecure: bool| {
+        in_state(&dir, |flags| {
+            flags.embedded_store = Some(listen.to_owned());
+            flags.insecure_store = insecure;
+        })
+    };
+    let found = from("", &serve("192.0.2.1:2379", false)).unwrap();
+    assert!(found.config.store.authority);
+    assert_eq!(found.config.store.endpoints, ["https://192.0.2.1:2379"]);
+    let tls = found.config.store.tls.clone().unwrap();
+    assert_eq!((tls.ca, tls.identity), (files.ca(), Some((files.host(), files.host()))));
+    assert_eq!(*source(&found, "tls.ca"), Source::State(files.authority()));
+    let found = from("", &serve("0.0.0.0:2379", false)).unwrap();
+    assert_eq!(found.config.store.endpoints, ["https://127.0.0.1:2379"]);
+    for (listen, insecure) in [("127.0.0.1:2379", false), ("192.0.2.1:2379", true)] {
+        let found = from("", &serve(listen, insecure)).unwrap();
+        assert!(!found.config.store.authority && found.config.store.tls.is_none(), "{listen}");
+    }
+    let text = "tls.ca = \"/elsewhere.pem\"";
+    let said = fault(from(text, &serve("192.0.2.1:2379", false)));
+    assert!(said.contains("an authority of its own"), "{said}");
+    // What --check prints means the same.
+    let flags = serve("192.0.2.1:2379", false);
+    let printed = from("", &flags).unwrap();
+    let bare = Flags::default();
+    assert_eq!(from(&printed.to_string(), &bare).unwrap().config, printed.config);
+}
+
+#[test]
+fn a_joined_host_needs_to_be_told_nothing_of_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = membership::pki::Files::of(dir.path());
+    let none = in_state(&dir, |_| {});
+    assert!(fault(from("", &none)).contains("skybridge join TOKEN"));
+    std::fs::create_dir(files.directory()).unwrap();
+    let joined =
+        r#"{"version":1,"name":"h1","endpoints":["https://192.0.2.9:2379"],"prefix":"/p"}"#;
+    std::fs::write(files.joined(), joined).unwrap();
+    let bare = in_state(&dir, |flags| flags.name = None);
+    let found = from("", &bare).unwrap();
+    assert_eq!((found.config.name.as_str(), found.config.store.prefix.as_str()), ("h1", "/p"));
+    assert_eq!(found.config.store.endpoints, ["https://192.0.2.9:2379"]);
+    assert_eq!(found.config.store.tls.clone().unwrap().ca, files.ca());
+    for key in ["name", "stores", "store_prefix", "tls.key"] {
+        assert_eq!(*source(&found, key), Source::State(files.joined()), "{key}");
+    }
+    assert_eq!(from(&found.to_string(), &Flags::default()).unwrap().config, found.config);
+    let other = in_state(&dir, |flags| flags.name = Some("h3".to_owned()));
+    let said = fault(from("", &other));
+    assert!(said.contains("has joined its store as h1, not as h3"), "{said}");
+    // A store that is named wins, and then nothing of the other one counts.
+    let elsewhere = in_state(&dir, |flags| {
+        flags.name = Some("h3".to_owned());
+        flags.store = vec![STORE.to_owned()];
     });
-    let said = fault(from("", &flags));
-    assert!(said.contains("served in clear at 192.0.2.1:2379"), "{said}");
-    assert!(said.contains("127.0.0.1:2379"), "{said}");
+    let found = from("", &elsewhere).unwrap();
+    assert_eq!(found.config.store.endpoints, [STORE]);
+    assert!(found.config.store.tls.is_none());
+    std::fs::write(files.joined(), "junk").unwrap();
+    let said = fault(from("", &none));
+    assert!(said.contains("joined.json") && said.contains("join anew"), "{said}");
 }
 
 #[test]
@@ -256,12 +325,12 @@ fn the_embedded_store_is_used_by_its_own_agent() {
 #[test]
 fn durations_are_read_back_as_written() {
     for text in ["0s", "1ms", "1500ms", "10s", "5m", "24h", "36h", "90d"] {
-        let duration = parse::duration(text).unwrap();
-        assert_eq!(parse::duration(&parse::duration_text(duration)), Some(duration), "{text}");
+        let read = duration(text).unwrap();
+        assert_eq!(duration(&duration_text(read)), Some(read), "{text}");
     }
     for bad in ["", "10", "s", "-1s", "1.5s", "1w", "99999999999999999999s", "9999999999999999999d"]
     {
-        assert_eq!(parse::duration(bad), None, "{bad}");
+        assert_eq!(duration(bad), None, "{bad}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::future::Future;
 
 use super::types::{
     Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, Error, FdbEntry, Host,
-    Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, UpdateNetwork,
-    VtepAdd,
+    MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status,
+    StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -72,6 +72,10 @@ pub trait Api: Send + Sync + 'static {
     ) -> impl Future<Output = Answer<Vec<NeighborEntry>>> + Send;
     /// Drops by reason and network, those that never happened included.
     fn drops(&self) -> impl Future<Output = Answer<Vec<Drops>>> + Send;
+    /// How the agent reaches its store.
+    fn store(&self) -> impl Future<Output = Answer<StoreAccess>> + Send;
+    /// Makes a token by which a host joins the store that this agent serves.
+    fn make_token(&self, request: MakeToken) -> impl Future<Output = Answer<Token>> + Send;
     /// All counters.
     fn stats(&self) -> impl Future<Output = Answer<Stats>> + Send;
 }

@@ -13,7 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
-use super::types::{Attach, CreateNetwork, Detach, Error, Gateway, UpdateNetwork, VtepAdd};
+use super::types::{
+    Attach, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork, VtepAdd,
+};
 
 /// Longest name of a network, endpoint or host, in bytes.
 pub const NAME_MAX: usize = 63;
@@ -461,6 +463,12 @@ impl Check for VtepAdd {
             known.ips.iter().try_for_each(|ip| part("address", check_ip(*ip)))?;
         }
         Ok(())
+    }
+}
+
+impl Check for MakeToken {
+    fn check(&self) -> Result<(), Error> {
+        self.host.as_deref().map_or(Ok(()), |host| part("host", name(host)).map(drop))
     }
 }
 

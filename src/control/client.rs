@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 
 use super::types::{
     self, Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, FdbEntry, Host,
-    Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, UpdateNetwork,
-    VtepAdd,
+    MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status,
+    StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.
@@ -334,6 +334,22 @@ impl Client {
     /// See [`Error`].
     pub async fn drops(&self) -> Result<Vec<Drops>, Error> {
         self.read("/v1/drops").await
+    }
+
+    /// How the agent reaches its store.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn store(&self) -> Result<StoreAccess, Error> {
+        self.read("/v1/store").await
+    }
+
+    /// Makes a token by which a host joins the store that the agent serves.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn make_token(&self, request: &MakeToken) -> Result<Token, Error> {
+        self.send(Method::POST, "/v1/store/tokens", request).await
     }
 
     /// All counters.

@@ -39,7 +39,9 @@ use tokio::net::UnixListener;
 
 use super::api::{Answer, Api};
 use super::check::{self, Check};
-use super::types::{Attach, CreateNetwork, Detach, Error, ErrorCode, UpdateNetwork, VtepAdd};
+use super::types::{
+    Attach, CreateNetwork, Detach, Error, ErrorCode, MakeToken, UpdateNetwork, VtepAdd,
+};
 
 /// Largest request body in bytes.
 pub const BODY_MAX: usize = 256 * 1024;
@@ -292,6 +294,8 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         .route("/v1/fdb", get(fdb::<A>))
         .route("/v1/neighbors", get(neighbors::<A>))
         .route("/v1/drops", get(drops::<A>))
+        .route("/v1/store", get(store::<A>))
+        .route("/v1/store/tokens", post(make_token::<A>))
         .route("/v1/stats", get(stats::<A>))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
@@ -406,6 +410,17 @@ async fn neighbors<A: Api>(State(api): State<Arc<A>>, Only(name): Only) -> impl 
 
 async fn drops<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {
     run(async move { api.drops().await }).await
+}
+
+async fn store<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {
+    run(async move { api.store().await }).await
+}
+
+async fn make_token<A: Api>(
+    State(api): State<Arc<A>>,
+    Body(request): Body<MakeToken>,
+) -> impl IntoResponse {
+    run(async move { api.make_token(request).await }).await
 }
 
 async fn stats<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {

@@ -109,6 +109,9 @@ fn every_operation_goes_there_and_back() {
         assert_eq!(client.neighbors(Some("blue")).await.unwrap(), samples::neighbors());
         assert_eq!(client.drops().await.unwrap(), samples::drops());
         assert_eq!(client.stats().await.unwrap(), samples::stats());
+        assert_eq!(client.store().await.unwrap(), samples::store_access());
+        let token = client.make_token(&samples::make_token()).await.unwrap();
+        assert_eq!(token, samples::token());
     });
 }
 

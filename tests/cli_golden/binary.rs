@@ -80,6 +80,13 @@ fn commands_print_what_the_agent_says() {
             assert!(with(&["detach", "blue", "--netns", "/proc/self/ns/net"]).contains("detached"));
             assert!(with(&["detach", "--id", "3f9c2a71b0d84e55"]).contains("detached"));
 
+            let args = ["store", "token", "--host", "h2", "--socket", &socket];
+            let output = skybridge(&args);
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(text, format!("{}\n", crate::samples::token().token), "only the token");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(said, "for host h2, once, within 1h; there: skybridge join TOKEN\n");
+
             let error = fails(1, &["fdb", "red", "--socket", &socket]);
             assert_eq!(
                 error,
@@ -135,6 +142,16 @@ fn wrong_usage_is_told_before_anything_is_asked() {
         &["stats", "--interval", "2"],
         &["demo", "--hosts", "1"],
         &["store", "--listen", "192.0.2.1:2379"],
+        &["store", "--tls-certificate", "/h1.pem"],
+        &["store", "token", "--ttl", "soon"],
+        &["store", "token", "--host", "h 2"],
+        &["store", "export", "--data", "/srv", "--store", "http://127.0.0.1:2379"],
+        &["store", "status", "--tls-ca", "/ca.pem"],
+        &["store", "status", "--store", "http://192.0.2.1:2379"],
+        &["store", "status", "--store", "https://192.0.2.1:2379"],
+        &["store", "import"],
+        &["join"],
+        &["join", "TOKEN", "--name", "h 2"],
         &["agent", "--check", "--cleanup"],
         &["frobnicate"],
     ];
@@ -193,7 +210,10 @@ fn wrong_configuration_is_explained() {
         ("vtep = 7\n", &[]),
         ("vtep = \"192.0.2.1\"\nstores = [\"http://192.0.2.9:2379\"]\n", &[]),
         ("vtep = \"192.0.2.1\"\n", &["--store", "192.0.2.9:2379"]),
-        ("vtep = \"192.0.2.1\"\n", &["--embedded-store", "192.0.2.1:2379"]),
+        (
+            "vtep = \"192.0.2.1\"\n[tls]\nca = \"/ca.pem\"\n",
+            &["--embedded-store", "192.0.2.1:2379"],
+        ),
         ("vtep = \"192.0.2.1\"\n", &[]),
         ("vtep = \"192.0.2.1\"\n", &["--store", "http://127.0.0.1:2379", "--disable", "gso"]),
     ] {
@@ -206,6 +226,41 @@ fn wrong_configuration_is_explained() {
     let missing = directory.path().join("none.toml");
     let error = fails(2, &["agent", "--config", missing.to_str().unwrap()]);
     assert!(error.contains("cannot read the configuration file"), "{error}");
+}
+
+#[test]
+fn commands_on_the_store_say_what_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let state = path("state");
+    let error = fails(1, &["join", "skybridge1.e30", "--name", "h2", "--state-dir", &state]);
+    assert!(error.contains("that is no join token") && error.contains("try: copy"), "{error}");
+    assert!(!Path::new(&state).exists(), "something was left");
+    let nowhere = "skybridge1.eyJlIjpbImh0dHBzOi8vMTI3LjAuMC4xOjEiXSwiZiI6IkJ3Y0hCd2NIQndjSEJ3\
+                   Y0hCd2NIQndjSEJ3Y0hCd2NIQndjSEJ3Y0hCd2MiLCJpIjoiQUFBQUFBQUFBQUEiLCJzIjoiQUFB\
+                   QUFBQUFBQUFBQUFBQUFBQUFBQSJ9";
+    let error = fails(1, &["join", nowhere, "--name", "h2", "--state-dir", &state]);
+    assert!(error.contains("127.0.0.1:1") && error.contains("cannot be reached"), "{error}");
+    assert!(error.contains("The token is still good"), "{error}");
+    assert!(!Path::new(&state).exists(), "something was left");
+
+    let socket = path("none.sock");
+    let error = fails(1, &["store", "status", "--socket", &socket]);
+    assert!(error.contains("no agent answers") && error.contains("--store"), "{error}");
+    let away = ["--store", "http://127.0.0.1:1"];
+    let output = skybridge(&[&["store", "status"], &away[..]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("away") && text.contains("connection refused"), "{text}");
+    let error = fails(1, &[&["store", "import", &path("none.jsonl")], &away[..]].concat());
+    assert!(error.contains("none.jsonl"), "{error}");
+    let out = path("out.jsonl");
+    let error = fails(1, &[&["store", "export", "--output", &out], &away[..]].concat());
+    assert!(error.contains("does not answer"), "{error}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "something was left");
+    let error = fails(1, &["store", "export", "--data", &path("nothing")]);
+    assert!(error.contains("nothing"), "{error}");
+    assert!(!Path::new(&path("nothing")).exists(), "a store was made");
 }
 
 #[test]

@@ -116,6 +116,15 @@ impl Api for Fake {
         Ok(samples::drops())
     }
 
+    async fn store(&self) -> Answer<StoreAccess> {
+        Ok(samples::store_access())
+    }
+
+    async fn make_token(&self, request: MakeToken) -> Answer<Token> {
+        assert_eq!(request, samples::make_token());
+        Ok(samples::token())
+    }
+
     async fn stats(&self) -> Answer<Stats> {
         Ok(samples::stats())
     }

@@ -31,6 +31,7 @@ fn listings_look_as_they_did() {
         ("stats", render::stats(&samples::stats(), false, false, PLAIN)),
         ("stats_all", render::stats(&samples::stats(), true, false, PLAIN)),
         ("stats_workers", render::stats(&samples::stats(), false, true, PLAIN)),
+        ("members", render::members(&samples::members(), PLAIN)),
         ("rates", render::rates(&samples::stats(), &samples::later_stats(), false, PLAIN)),
     ];
     for (name, text) in texts {
@@ -102,6 +103,10 @@ fn json_has_the_names_it_had() {
     json("neighbors", &samples::neighbors());
     json("drops", &samples::drops());
     json("stats", &samples::stats());
+    json("store", &samples::store_access());
+    json("members", &samples::members());
+    json("token", &samples::token());
+    json("request_make_token", &samples::make_token());
     json("request_create_network", &samples::create_network());
     json("request_update_network", &samples::update_network());
     json("request_vtep_add", &samples::vtep_add());

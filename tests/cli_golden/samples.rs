@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use encap::MacAddr;
 use skybridge::control::types::*;
+use skybridge::store::admin::MemberStatus;
 
 pub(crate) fn mac(last: u8) -> MacAddr {
     MacAddr([0x00, 0x00, 0x5e, 0x00, 0x53, last])
@@ -448,4 +449,62 @@ pub(crate) fn attach() -> Attach {
 
 pub(crate) fn detach() -> Detach {
     Detach { network: Some("blue".to_owned()), netns: Some("c1".to_owned()), endpoint: None }
+}
+
+pub(crate) fn store_access() -> StoreAccess {
+    let pki = |name: &str| Some(format!("/var/lib/skybridge/pki/{name}"));
+    StoreAccess {
+        endpoints: vec!["https://192.0.2.1:2379".to_owned()],
+        prefix: String::new(),
+        ca: pki("ca.pem"),
+        certificate: pki("root.pem"),
+        key: pki("root.pem"),
+        server_name: None,
+        user: None,
+        password_file: None,
+    }
+}
+
+pub(crate) fn make_token() -> MakeToken {
+    MakeToken { host: Some("h2".to_owned()), ttl_ms: 3_600_000 }
+}
+
+pub(crate) fn token() -> Token {
+    Token {
+        token: "skybridge1.eyJlIjpbImh0dHBzOi8vMTkyLjAuMi4xOjIzNzkiXX0".to_owned(),
+        host: Some("h2".to_owned()),
+        expires_in_ms: 3_600_000,
+        endpoints: vec!["https://192.0.2.1:2379".to_owned()],
+        fingerprint: "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc".to_owned(),
+    }
+}
+
+pub(crate) fn members() -> Vec<MemberStatus> {
+    let member = |endpoint: &str, leads: bool, errors: Vec<String>| MemberStatus {
+        endpoint: endpoint.to_owned(),
+        answers: true,
+        version: Some("3.7.2".to_owned()),
+        leads,
+        revision: Some(4711),
+        size_bytes: Some(20_480_000),
+        in_use_bytes: Some(512_000),
+        errors,
+    };
+    let away = MemberStatus {
+        endpoint: "https://192.0.2.13:2379".to_owned(),
+        answers: false,
+        version: None,
+        leads: false,
+        revision: None,
+        size_bytes: None,
+        in_use_bytes: None,
+        errors: vec![
+            "store at https://192.0.2.13:2379 does not answer (connection refused)".into(),
+        ],
+    };
+    vec![
+        member("https://192.0.2.11:2379", true, Vec::new()),
+        member("https://192.0.2.12:2379", false, vec!["it has no leader".to_owned()]),
+        away,
+    ]
 }

@@ -11,6 +11,7 @@ mod attach;
 mod errors;
 mod faults;
 mod interop;
+mod join;
 mod lab;
 mod offload;
 mod recovery;
@@ -36,6 +37,7 @@ fn main() {
     faults::register(&mut suite);
     store_faults::register(&mut suite);
     session::register(&mut suite);
+    join::register(&mut suite);
     errors::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);

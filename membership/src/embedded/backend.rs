@@ -1,7 +1,8 @@
 //! The disk: one redb file, and the lock that keeps a second server out.
 //!
 //! Tables: `meta` (format, identity, counters), `revisions` (every version since the last
-//! compaction, see [`super::record`]), `leases` (id to ttl). Only the writer thread has it.
+//! compaction, see [`super::record`]), `leases` (id to ttl), `auth` (users and roles, one value).
+//! Only the writer thread has it.
 //! Every commit is durable before it returns (`Durability::Immediate`: data, then fsync).
 
 use std::collections::BTreeMap;
@@ -13,13 +14,15 @@ use std::sync::Arc;
 
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use super::auth::Auth;
 use super::error::Error;
 use super::limits;
 use super::mvcc::{FIRST_REVISION, NEVER_COMPACTED};
 use super::record::Version;
 
-/// Format of the file. Raised when an older program could not read it any more.
-const FORMAT: u64 = 1;
+/// Format of the file. Raised when an older program could not read it any more, or would read past
+/// something that matters: format 2 has users and roles.
+const FORMAT: u64 = 2;
 
 const FILE: &str = "store.redb";
 const LOCK: &str = "lock";
@@ -27,6 +30,7 @@ const LOCK: &str = "lock";
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const REVISIONS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("revisions");
 const LEASES: TableDefinition<i64, i64> = TableDefinition::new("leases");
+const AUTH: TableDefinition<&str, &[u8]> = TableDefinition::new("auth");
 
 const KEY_FORMAT: &str = "format";
 const KEY_CLUSTER: &str = "cluster-id";
@@ -34,6 +38,7 @@ const KEY_MEMBER: &str = "member-id";
 const KEY_TERM: &str = "term";
 const KEY_REVISION: &str = "revision";
 const KEY_COMPACTED: &str = "compacted";
+const KEY_AUTH: &str = "state";
 
 /// Who this store is.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +54,7 @@ pub(crate) struct Loaded {
     pub(crate) identity: Identity,
     pub(crate) versions: Vec<Version>,
     pub(crate) leases: BTreeMap<i64, i64>,
+    pub(crate) auth: Auth,
     pub(crate) revision: i64,
     pub(crate) compacted: i64,
 }
@@ -65,13 +71,18 @@ pub(crate) enum LeaseChange {
 pub(crate) struct Changes {
     pub(crate) versions: Vec<Arc<Version>>,
     pub(crate) leases: Vec<LeaseChange>,
+    /// Users and roles as they are after it, when they changed.
+    pub(crate) auth: Option<Arc<Auth>>,
     /// Places of versions to forget, and the revision this compacts to.
     pub(crate) compaction: Option<(i64, Vec<(i64, u32)>)>,
 }
 
 impl Changes {
     pub(crate) fn is_empty(&self) -> bool {
-        self.versions.is_empty() && self.leases.is_empty() && self.compaction.is_none()
+        self.versions.is_empty()
+            && self.leases.is_empty()
+            && self.auth.is_none()
+            && self.compaction.is_none()
     }
 }
 
@@ -154,6 +165,7 @@ impl Backend {
         // A reader finds the tables of a new file from the first day.
         write.open_table(REVISIONS).map_err(|source| failed(source.into()))?;
         write.open_table(LEASES).map_err(|source| failed(source.into()))?;
+        write.open_table(AUTH).map_err(|source| failed(source.into()))?;
         write.commit().map_err(|source| failed(source.into()))?;
         Ok(identity)
     }
@@ -179,10 +191,15 @@ impl Backend {
                 let (id, ttl) = entry?;
                 leases.insert(id.value(), ttl.value());
             }
-            Ok((revision, compacted, versions, leases))
+            let auth = read.open_table(AUTH)?.get(KEY_AUTH)?.map(|auth| Auth::decode(auth.value()));
+            Ok((revision, compacted, versions, leases, auth))
         };
-        let (revision, compacted, versions, leases) =
+        let (revision, compacted, versions, leases, auth) =
             tables().map_err(|source| storage(&self.path, "reading", source))?;
+        let auth = auth
+            .transpose()
+            .map_err(|cause| corrupt(&format!("users and roles cannot be read ({cause})")))?
+            .unwrap_or_default();
         let number = |stored: Option<u64>, missing: i64| {
             stored.map_or(Ok(missing), |number| {
                 i64::try_from(number).map_err(|_| corrupt("a revision out of range"))
@@ -199,7 +216,7 @@ impl Backend {
         if kept > versions.len() {
             return Err(corrupt("revisions are missing"));
         }
-        Ok(Loaded { identity, versions, leases, revision, compacted })
+        Ok(Loaded { identity, versions, leases, auth, revision, compacted })
     }
 
     /// Writes `changes` and the counters in one durable transaction.
@@ -229,6 +246,9 @@ impl Backend {
                     };
                 }
             }
+        }
+        if let Some(auth) = &changes.auth {
+            write.open_table(AUTH)?.insert(KEY_AUTH, auth.encode().as_slice())?;
         }
         write.commit()?;
         Ok(())

@@ -39,14 +39,6 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// An import's line cannot be understood.
-    #[error("line {line} of the import is not a record: {what}; nothing after it was imported")]
-    ImportLine {
-        /// Number of the line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        what: String,
-    },
     /// Another server has the data directory.
     #[error(
         "the data directory {} is in use by {holder}; stop that one, or give this store another directory", path.display()
@@ -69,8 +61,8 @@ pub enum Error {
         /// Newest format this program knows.
         supported: u64,
     },
-    /// The store refused a request of an import or export.
-    #[error("the store refused the request: {0}")]
+    /// The store refused what its own host needs.
+    #[error("the store refuses to let its own host in: {0}; see `etcdctl user list`")]
     Refused(String),
     /// The database failed.
     #[error("the store's file {} failed while {doing}: {source}; check the disk, its free space and its log", path.display())]
@@ -96,8 +88,8 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
-    /// Reading an import or writing an export failed.
-    #[error("transfer of records failed: {source}")]
+    /// Writing an export failed.
+    #[error("the export cannot be written: {source}")]
     Transfer {
         /// What the kernel said.
         source: io::Error,
@@ -107,6 +99,10 @@ pub enum Error {
 /// Why a request is refused. The texts are etcd's (`api/v3rpc/rpctypes/error.go`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted,
     #[error("etcdserver: duplicate key given in txn request")]
@@ -115,8 +111,12 @@ pub(crate) enum Refusal {
     EmptyKey,
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthManagement,
     #[error("etcdserver: invalid sort option")]
     InvalidSort,
+    #[error("etcdserver: invalid auth token")]
+    InvalidToken,
     #[error("etcdserver: key not found")]
     KeyNotFound,
     #[error("etcdserver: lease already exists")]
@@ -129,6 +129,28 @@ pub(crate) enum Refusal {
     LeaseTtlTooLarge,
     #[error("etcdserver: mvcc: database space exceeded")]
     NoSpace,
+    #[error("the password cannot be hashed: {0}")]
+    PasswordHash(String),
+    #[error("auth: authentication failed, password was given for no password user")]
+    PasswordNotUsed,
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    #[error("etcdserver: permission not given")]
+    PermissionMissing,
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    #[error("etcdserver: role name already exists")]
+    RoleExists,
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleMissing,
+    #[error("etcdserver: root user does not exist")]
+    RootUserMissing,
     #[error("etcdserver: server stopped")]
     Stopped,
     #[error("etcdserver: storage failed, restart the store: {0}")]
@@ -139,23 +161,47 @@ pub(crate) enum Refusal {
     TooManyRequests,
     #[error("etcdserver: request is too large")]
     TooLarge,
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    #[error("etcdserver: user name already exists")]
+    UserExists,
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
     #[error("etcdserver: value is provided")]
     ValueProvided,
 }
 
 impl Refusal {
-    fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
-            Self::DuplicateKey
+            Self::AuthFailed
+            | Self::DuplicateKey
             | Self::EmptyKey
+            | Self::InvalidAuthManagement
             | Self::InvalidSort
             | Self::KeyNotFound
             | Self::LeaseProvided
+            | Self::PermissionMissing
+            | Self::RoleEmpty
             | Self::TooManyOps
             | Self::TooLarge
+            | Self::UserEmpty
             | Self::ValueProvided => Code::InvalidArgument,
-            Self::LeaseExists => Code::FailedPrecondition,
+            Self::AuthNotEnabled
+            | Self::LeaseExists
+            | Self::PermissionNotGranted
+            | Self::RoleExists
+            | Self::RoleNotFound
+            | Self::RoleNotGranted
+            | Self::RootRoleMissing
+            | Self::RootUserMissing
+            | Self::UserExists
+            | Self::UserNotFound => Code::FailedPrecondition,
+            Self::InvalidToken => Code::Unauthenticated,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::PasswordHash(_) => Code::Internal,
+            Self::PasswordNotUsed => Code::Unknown,
             Self::LeaseNotFound => Code::NotFound,
             Self::NoSpace | Self::TooManyRequests => Code::ResourceExhausted,
             Self::Stopped => Code::Unavailable,

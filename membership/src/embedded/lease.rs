@@ -131,6 +131,11 @@ impl Leases {
         })
     }
 
+    /// Keys that hang on a lease; none when it is not there.
+    pub(crate) fn keys(&self, id: i64) -> impl Iterator<Item = &Arc<[u8]>> {
+        self.leases.get(&id).into_iter().flat_map(|lease| &lease.keys)
+    }
+
     /// Ties a key to its lease (0: none) and unties it from the one before.
     pub(crate) fn attach(&mut self, key: &Arc<[u8]>, before: i64, after: i64) {
         if before == after {

@@ -42,6 +42,71 @@ pub const HISTORY_BYTES: usize = 64 * 1024 * 1024;
 /// Deletes are always taken. A record is some hundred bytes, so this is far above need.
 pub const LIVE_BYTES: usize = 256 * 1024 * 1024;
 
+/// Most users. Every change of a user or role writes all of them, so their number is that of a
+/// control plane: one per host and some people.
+pub const AUTH_USERS: usize = 4096;
+
+/// Most roles.
+pub const AUTH_ROLES: usize = 1024;
+
+/// Most permissions of one role.
+pub const AUTH_PERMISSIONS: usize = 256;
+
+/// Longest name of a user or role in bytes.
+pub const AUTH_NAME_BYTES: usize = 256;
+
+/// Most tokens at a time; beyond them the one that was not used for longest goes.
+pub const AUTH_TOKENS: usize = 16_384;
+
+/// How long a token lives after its last use: etcd's own.
+pub const AUTH_TOKEN_TTL: Duration = Duration::from_secs(300);
+
+/// Memory of one password hash in KiB, and its passes: the first choice of the OWASP password
+/// storage sheet for argon2id with one lane.
+pub const PASSWORD_KIB: u32 = 19_456;
+
+/// Passes over that memory.
+pub const PASSWORD_PASSES: u32 = 2;
+
+/// Password hashes that run at once.
+pub const PASSWORD_HASHES: usize = 2;
+
+/// Password hashes that may wait.
+pub const PASSWORD_QUEUE: usize = 64;
+
+/// TLS connections at a time. Each costs some tens of kilobytes.
+pub const CONNECTIONS: usize = 4096;
+
+/// TLS handshakes at a time, and so how many that dawdle can keep others waiting.
+pub const HANDSHAKES: usize = 64;
+
+/// How long a TLS handshake may take.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Pause after a connection could not be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections at a time of clients that have no certificate, where hosts may join.
+pub const STRANGERS: usize = 64;
+
+/// How long such a connection lasts; joining takes one call.
+pub const STRANGER_LIFE: Duration = Duration::from_secs(30);
+
+/// Calls to join that are looked at in a row.
+pub const JOIN_BURST: u32 = 20;
+
+/// How often a further one is.
+pub const JOIN_EVERY: Duration = Duration::from_millis(200);
+
+/// Invitations that are neither used nor expired.
+pub const INVITATIONS: usize = 256;
+
+/// How long an invitation that is used or expired is remembered, to say so to who comes late.
+pub const INVITATION_MEMORY: Duration = Duration::from_secs(86_400);
+
+/// Longest life of an invitation.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(30 * 86_400);
+
 /// Requests waiting for the writer. Further ones wait in their own tasks.
 pub const WRITE_QUEUE: usize = 1024;
 

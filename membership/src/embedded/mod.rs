@@ -29,6 +29,9 @@
 //! * **Watches** pull (`watch`). A watch is a position in the revision log; a slow client stands
 //!   further back and costs nothing. When compaction overtakes it, it is canceled with the
 //!   compact revision, as etcd does. There is no queue that could grow.
+//! * **Users and roles** (`auth`) are etcd's, kept beside the data and changed by the writer.
+//! * **Hosts** are let in by certificates of the store's own authority (`admission`, `tls`): who has
+//!   none can join with a token, and do nothing else.
 //! * **Leases** (`lease`) are kept on disk with their ttl; renewals live in memory. After a
 //!   restart every lease gets its full ttl again, as a new etcd leader does, and a pause of the
 //!   whole process (a stopped VM) is added to every deadline, since nobody could renew meanwhile.
@@ -40,6 +43,8 @@
 //! **Failure**: when the disk refuses a commit, the store stops writing for good and says so to
 //! every writer; readers go on at the last visible revision. A restart recovers what is on disk.
 
+mod admission;
+mod auth;
 mod backend;
 mod check;
 mod error;
@@ -48,6 +53,7 @@ mod mvcc;
 mod record;
 mod rpc;
 mod store;
+mod tls;
 mod txn;
 mod watch;
 mod writer;
@@ -56,5 +62,6 @@ pub mod limits;
 pub mod server;
 pub mod transfer;
 
+pub use admission::{Admission, InviteError, Place};
 pub use error::Error;
-pub use server::{Config, Server, Tls};
+pub use server::{Config, Server, ShownCertificate, Tls};

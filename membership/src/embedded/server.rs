@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle as Task;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tracing::{info, warn};
 
+use super::admission::Admission;
 use super::error::Error;
 use super::store::Store;
-use super::{limits, rpc};
+use super::{limits, rpc, tls};
 
 /// How the embedded store is served.
 #[derive(Clone, Debug)]
@@ -28,8 +28,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The URL told to clients that ask for the members; `None` tells the listening address.
     pub advertise: Option<String>,
-    /// Certificates; `None` serves plaintext.
+    /// Certificates; `None` serves plaintext, or with those of [`Self::admission`].
     pub tls: Option<Tls>,
+    /// The store's own authority, by which hosts join; its certificates are used then.
+    pub admission: Option<Arc<Admission>>,
     /// The name told to clients that ask for the members.
     pub name: String,
     /// How often an idle watch that asked for it hears the revision.
@@ -44,6 +46,7 @@ impl Config {
             data_dir: data_dir.into(),
             advertise: None,
             tls: None,
+            admission: None,
             name: "skybridge".to_owned(),
             watch_progress: limits::WATCH_PROGRESS,
         }
@@ -61,28 +64,26 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
 }
 
-impl Tls {
-    async fn load(&self) -> Result<ServerTlsConfig, Error> {
-        let certificate = read_pem(&self.certificate).await?;
-        let key = read_pem(&self.key).await?;
-        let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
-        if let Some(path) = &self.client_ca {
-            config = config.client_ca_root(Certificate::from_pem(read_pem(path).await?));
-        }
-        Ok(config)
-    }
-}
+/// The certificate that a running store shows.
+#[derive(Clone, Debug)]
+pub struct ShownCertificate(Arc<tls::Shown>);
 
-async fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
-    tokio::fs::read(path)
-        .await
-        .map_err(|error| Error::Tls { path: path.to_path_buf(), what: error.to_string() })
+impl ShownCertificate {
+    /// Reads its files anew; connections from now on are shown what they hold. Blocks for that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tls`]; what is shown stays then.
+    pub fn reload(&self) -> Result<(), Error> {
+        self.0.reload()
+    }
 }
 
 /// A running embedded store. Dropping it stops it without waiting; [`Server::shutdown`] waits.
 pub struct Server {
     store: Arc<Store>,
     local_addr: SocketAddr,
+    certificate: Option<Arc<tls::Shown>>,
     serving: Option<Task<Result<(), tonic::transport::Error>>>,
     expiry: Task<()>,
     writer: Option<JoinHandle<()>>,
@@ -105,17 +106,17 @@ impl Server {
     /// has the data directory, [`Error::NewerFormat`], [`Error::Corrupt`] and [`Error::Storage`]
     /// by the state of the file, [`Error::Tls`] for its certificates. Nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let mut builder = tonic::transport::Server::builder()
+        let builder = tonic::transport::Server::builder()
             .accept_http1(true)
             // A client that vanished without a word frees its watches after about half a minute.
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)));
-        if let Some(tls) = &config.tls {
-            builder = builder.tls_config(tls.load().await?).map_err(|error| Error::Tls {
-                path: tls.certificate.clone(),
-                what: error_chain(&error),
-            })?;
-        }
+        let files = match &config.admission {
+            Some(admission) => Some(admission.tls()),
+            None => config.tls.clone(),
+        };
+        let strangers = config.admission.is_some();
+        let loaded = files.as_ref().map(|files| tls::load(files, strangers)).transpose()?;
         let bind = |source: io::Error| {
             let hint = bind_hint(source.kind());
             Error::Bind { address: config.listen, source, hint }
@@ -129,21 +130,50 @@ impl Server {
             Err(gone) => return Err(Error::Thread { source: io::Error::other(gone) }),
         };
 
-        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        if let Some(admission) = &config.admission {
+            let (prefix, host) = (admission.prefix().to_owned(), admission.host().to_owned());
+            let open = store.write(move |txn| {
+                txn.change_auth(|auth| auth.open_to_hosts(&prefix).and_then(|()| auth.admit(&host)))
+            });
+            open.await.map_err(|refusal| Error::Refused(refusal.to_string()))?;
+        }
+        if loaded.is_none() && store.auth().enabled() {
+            warn!(
+                "users and roles are switched on in this store, and it is served in clear: every \
+                 client needs a user and a password"
+            );
+        }
+        let scheme = if loaded.is_some() { "https" } else { "http" };
         let member = rpc::Member {
             name: config.name.clone(),
             url: config.advertise.clone().unwrap_or_else(|| format!("{scheme}://{local_addr}")),
         };
-        let router = rpc::router(builder, &store, member, config.watch_progress);
+        let router = rpc::router(builder, &store, member, config.watch_progress, config.admission);
         let mut stopping = store.stopping();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move {
+        let stopped = async move {
             // An error means the store is gone, which is a stop as well.
             let _ = stopping.wait_for(|stop| *stop).await;
-        }));
+        };
+        let (serving, certificate) = match loaded {
+            Some((tls, certificate)) => {
+                let incoming = tls::accept(listener, tls, strangers);
+                let serving = router.serve_with_incoming_shutdown(incoming, stopped);
+                (tokio::spawn(serving), Some(certificate))
+            }
+            None => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                (tokio::spawn(router.serve_with_incoming_shutdown(incoming, stopped)), None)
+            }
+        };
         let expiry = tokio::spawn(Arc::clone(&store).expire_leases());
         info!(address = %local_addr, dir = %config.data_dir.display(), "the embedded store serves");
-        Ok(Self { store, local_addr, serving: Some(serving), expiry, writer: Some(writer) })
+        let (serving, writer) = (Some(serving), Some(writer));
+        Ok(Self { store, local_addr, certificate, serving, expiry, writer })
+    }
+
+    /// What replaces the certificate while the server runs; `None` for one in clear.
+    pub fn certificate(&self) -> Option<ShownCertificate> {
+        self.certificate.clone().map(ShownCertificate)
     }
 
     /// The address it listens on.
@@ -154,10 +184,6 @@ impl Server {
     /// The last revision that is readable.
     pub fn revision(&self) -> i64 {
         self.store.read(|state| state.visible())
-    }
-
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        &self.store
     }
 
     /// Ends the streams, finishes queued writes and releases the address and the directory.
@@ -203,15 +229,4 @@ fn bind_hint(kind: io::ErrorKind) -> &'static str {
         io::ErrorKind::PermissionDenied => "ports below 1024 need root: choose a higher one",
         _ => "check the address",
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -13,6 +13,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::auth::password::Hasher;
+use super::auth::permission::Kind;
+use super::auth::token::Tokens;
+use super::auth::{Auth, Caller};
 use super::backend::{Backend, Changes, Identity};
 use super::error::{Error, Refusal};
 use super::lease::{Leases, Remaining};
@@ -23,10 +27,16 @@ use super::writer::{Ack, Command, Job, Writer};
 
 /// What the writer thread and the services share.
 ///
-/// Lock order: `state`, then `leases`. Neither is held across an await or a disk access.
+/// Lock order: `state`, `leases`, `auth_applied`, `auth`, `tokens`. None is held across an await or a
+/// disk access.
 pub(crate) struct Shared {
     state: RwLock<State>,
     leases: Mutex<Leases>,
+    /// Users and roles as the writer has applied them.
+    auth_applied: Mutex<Arc<Auth>>,
+    /// The same as it is visible: on disk.
+    auth: RwLock<Arc<Auth>>,
+    tokens: Mutex<Tokens>,
     /// The visible revision, for those who wait for the next one.
     visible: watch::Sender<i64>,
     file_size: AtomicU64,
@@ -47,6 +57,18 @@ impl Shared {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn auth(&self) -> Arc<Auth> {
+        Arc::clone(&self.auth.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn auth_applied(&self) -> MutexGuard<'_, Arc<Auth>> {
+        self.auth_applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, Tokens> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Looks at the memory. `look` should only clone pointers.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.state())
@@ -56,7 +78,8 @@ impl Shared {
     pub(crate) fn apply(&self, changes: &mut Changes, now: Instant, job: Job) -> Ack {
         let mut state = self.state_mut();
         let mut leases = self.leases();
-        let mut txn = WriteTxn::new(&mut state, &mut leases, changes, now);
+        let mut auth = self.auth_applied();
+        let mut txn = WriteTxn::new(&mut state, &mut leases, &mut auth, changes, now);
         job(Ok(&mut txn))
     }
 
@@ -74,6 +97,9 @@ impl Shared {
 
     /// Makes what is on disk visible (writer thread only).
     pub(crate) fn publish(&self) {
+        // Users and roles first: whoever sees the revision is judged by what came with it.
+        let auth = Arc::clone(&self.auth_applied());
+        *self.auth.write().unwrap_or_else(PoisonError::into_inner) = auth;
         let visible = self.state_mut().publish();
         self.visible.send_replace(visible);
     }
@@ -104,6 +130,7 @@ pub(crate) struct Store {
     stopping: watch::Sender<bool>,
     /// One permit per open watch stream.
     pub(crate) watch_streams: Arc<Semaphore>,
+    pub(crate) passwords: Hasher,
 }
 
 impl Store {
@@ -134,9 +161,13 @@ impl Store {
         }
         let (leased, ms) = (leases.len(), start.elapsed().as_millis() as u64);
         info!(versions, leases = leased, revision = loaded.revision, ms, "the store is loaded");
+        let auth = Arc::new(loaded.auth);
         let shared = Arc::new(Shared {
             state: RwLock::new(state),
             leases: Mutex::new(leases),
+            auth_applied: Mutex::new(Arc::clone(&auth)),
+            auth: RwLock::new(auth),
+            tokens: Mutex::default(),
             visible: watch::Sender::new(loaded.revision),
             file_size: AtomicU64::new(backend.file_size()),
             failed: OnceLock::new(),
@@ -149,6 +180,7 @@ impl Store {
             identity: loaded.identity,
             stopping: watch::Sender::new(false),
             watch_streams: Arc::new(Semaphore::new(limits::WATCH_STREAMS)),
+            passwords: Hasher::new(),
         });
         Ok((store, writer, queue))
     }
@@ -160,6 +192,28 @@ impl Store {
     /// Looks at the memory. `look` should only clone pointers.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.shared.read(look)
+    }
+
+    /// Users and roles as they are visible.
+    pub(crate) fn auth(&self) -> Arc<Auth> {
+        self.shared.auth()
+    }
+
+    /// Gives a token to a user whose password was right at `revision`.
+    pub(crate) fn give_token(&self, user: &str, revision: u64) -> String {
+        self.shared.tokens().give(user, revision, Instant::now())
+    }
+
+    /// Whose token it is, when it still counts.
+    pub(crate) fn token_user(&self, text: &str) -> Option<String> {
+        let (user, revision) = self.shared.tokens().find(text, Instant::now())?;
+        self.auth().honours(&user, revision).then_some(user)
+    }
+
+    /// Whether somebody may do with all keys of a lease what is asked.
+    pub(crate) fn permit_lease(&self, caller: &Caller, id: i64, kind: Kind) -> Result<(), Refusal> {
+        let leases = self.shared.leases();
+        self.auth().lease(caller, &leases, id, kind)
     }
 
     /// The header of a response at `revision`.

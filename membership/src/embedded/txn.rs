@@ -16,6 +16,8 @@ use etcd_client::proto::{
     PbTxnOpResponse, PbTxnRequest, PbTxnResponse,
 };
 
+use super::auth::permission::Kind;
+use super::auth::{Auth, Caller};
 use super::backend::{Changes, LeaseChange};
 use super::check::{put_size, txn_size};
 use super::error::Refusal;
@@ -331,6 +333,7 @@ fn bare_header(revision: i64) -> PbResponseHeader {
 pub(crate) struct WriteTxn<'a> {
     state: &'a mut State,
     leases: &'a mut Leases,
+    auth: &'a mut Arc<Auth>,
     changes: &'a mut Changes,
     revision: i64,
     sub: u32,
@@ -343,16 +346,49 @@ impl<'a> WriteTxn<'a> {
     pub(crate) fn new(
         state: &'a mut State,
         leases: &'a mut Leases,
+        auth: &'a mut Arc<Auth>,
         changes: &'a mut Changes,
         now: Instant,
     ) -> Self {
         let revision = state.applied() + 1;
-        Self { state, leases, changes, revision, sub: 0, now }
+        Self { state, leases, auth, changes, revision, sub: 0, now }
     }
 
     /// The revision for the header: the new one once something has changed.
     pub(crate) fn revision(&self) -> i64 {
         self.state.applied()
+    }
+
+    /// Users and roles as they are after everything before this request.
+    pub(crate) fn auth(&self) -> &Auth {
+        self.auth
+    }
+
+    /// Changes users and roles; a refusal leaves them as they were.
+    pub(crate) fn change_auth(
+        &mut self,
+        change: impl FnOnce(&mut Auth) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut next = Auth::clone(self.auth);
+        change(&mut next)?;
+        *self.auth = Arc::new(next);
+        self.changes.auth = Some(Arc::clone(self.auth));
+        Ok(())
+    }
+
+    /// Whether somebody may put that.
+    pub(crate) fn permit_put(&self, caller: &Caller, put: &PbPutRequest) -> Result<(), Refusal> {
+        self.auth.put(caller, self.leases, put)
+    }
+
+    /// Whether somebody may run either branch of that.
+    pub(crate) fn permit_txn(&self, caller: &Caller, txn: &PbTxnRequest) -> Result<(), Refusal> {
+        self.auth.txn(caller, Some(self.leases), txn)
+    }
+
+    /// Whether somebody may end that lease, and so delete its keys.
+    pub(crate) fn permit_revoke(&self, caller: &Caller, id: i64) -> Result<(), Refusal> {
+        self.auth.lease(caller, self.leases, id, Kind::Write)
     }
 
     fn check_space(&self, bytes: usize) -> Result<(), Refusal> {

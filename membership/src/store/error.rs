@@ -158,6 +158,13 @@ impl Error {
             Code::FailedPrecondition if has("authentication is not enabled") => {
                 Self::Access { endpoints, cause: message }
             }
+            // The alert with which a TLS server ends a connection in clear, read as HTTP/2.
+            Code::Internal if has("h2 protocol error") => Self::Unreachable {
+                endpoints,
+                cause: message,
+                hint: "what answers there does not speak etcd's protocol in clear: does it want \
+                       https://?",
+            },
             Code::DeadlineExceeded => Self::Timeout { endpoints, seconds: 0 },
             Code::Unavailable | Code::Cancelled | Code::Unknown => {
                 let cause = status.source().map_or_else(|| message.clone(), deepest);
@@ -187,8 +194,10 @@ fn hint(cause: &str) -> &'static str {
     let has = |part: &str| lower.contains(part);
     if has("certificate") || has("tls") || has("handshake") || has("corrupt message") {
         "check that both ends use TLS, and the CA, certificate and key"
-    } else if has("refused") || has("broken pipe") || has("reset") || has("closed") {
+    } else if has("refused") {
         "is etcd, or the host with the embedded store, running there?"
+    } else if has("broken pipe") || has("reset") || has("closed") {
+        "is etcd, or the host with the embedded store, running there, and does it want https://?"
     } else if has("dns") || has("lookup") || has("name or service") {
         "check the name in the endpoint list"
     } else {
@@ -203,6 +212,14 @@ mod tests {
     fn sorted(code: Code, message: &str) -> Error {
         let status = tonic::Status::new(code, message);
         Error::from_client(&etcd_client::Error::GRpcStatus(status), "http://192.0.2.1:2379")
+    }
+
+    #[test]
+    fn a_store_that_wants_tls_is_told_apart() {
+        let clear = sorted(Code::Internal, "h2 protocol error: http2 error");
+        assert!(clear.to_string().contains("does it want https://?"), "{clear}");
+        let other = sorted(Code::Internal, "something else");
+        assert!(matches!(other, Error::Rpc { .. }), "{other}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! crate may therefore be carried out twice**, and each is written so that the second one finds
 //! the first one's result and takes it for its own.
 
+mod admin;
 mod config;
 mod error;
 mod history;
@@ -24,6 +25,7 @@ use etcd_client::{
 use tokio::sync::{Mutex, MutexGuard, Notify, OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use admin::{Member, Scope};
 pub use config::{Credentials, StoreConfig, TlsFiles};
 pub use error::Error;
 
@@ -560,6 +562,13 @@ pub(crate) struct Pages {
     pub(crate) revision: i64,
     /// The id of the cluster that answers, as its revision.
     pub(crate) cluster: u64,
+}
+
+impl Pages {
+    /// All keys there are.
+    pub(crate) fn everything() -> Self {
+        Self { next: Some(vec![0]), end: vec![0], revision: 0 }
+    }
 }
 
 impl Pages {

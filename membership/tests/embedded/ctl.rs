@@ -93,6 +93,52 @@ fn tour(endpoint: &str, version: &str) {
     assert!(hash.starts_with(endpoint), "{hash}");
 }
 
+/// What an operator does to switch authentication on, and what each user may then do.
+fn auth_tour(endpoint: &str) {
+    let ctl = |arguments: &[&str]| run(endpoint, arguments, "");
+    let as_user = |user: &str, arguments: &[&str]| {
+        let mut command = etcdctl(endpoint);
+        let output = command.args(["--user", user]).args(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    assert_eq!(ctl(&["user", "add", "root:secret"]), "User root created\n");
+    assert!(ctl(&["user", "grant-role", "root", "root"]).contains("granted"));
+    assert_eq!(ctl(&["role", "add", "host"]), "Role host created\n");
+    let grant = ["role", "grant-permission", "host", "readwrite", "/skybridge/", "--prefix"];
+    assert!(ctl(&grant).contains("Role host updated"));
+    assert!(
+        ctl(&["role", "get", "host"]).contains("[/skybridge/, /skybridge0) (prefix /skybridge/)")
+    );
+    assert_eq!(ctl(&["user", "add", "h1:pass"]), "User h1 created\n");
+    assert!(ctl(&["user", "grant-role", "h1", "host"]).contains("granted"));
+    assert_eq!(ctl(&["auth", "enable"]), "Authentication Enabled\n");
+
+    let (done, said) = as_user("h1:wrong", &["get", "/skybridge/x"]);
+    assert!(!done && said.contains("authentication failed"), "{said}");
+    let (done, said) = as_user("h1:pass", &["put", "/skybridge/x", "1"]);
+    assert!(done && said == "OK\n", "{said}");
+    let (done, said) = as_user("h1:pass", &["put", "/other", "1"]);
+    assert!(!done && said.contains("permission denied"), "{said}");
+    let (done, said) = as_user("h1:pass", &["user", "list"]);
+    assert!(!done && said.contains("permission denied"), "{said}");
+    let (done, said) = as_user("root:secret", &["get", "--prefix", "/"]);
+    assert!(done && said == "/skybridge/x\n1\n", "{said}");
+    let revoke = ["role", "revoke-permission", "host", "/skybridge/", "--prefix"];
+    assert!(as_user("root:secret", &revoke).0);
+    let (done, said) = as_user("h1:pass", &["get", "/skybridge/x"]);
+    assert!(!done && said.contains("permission denied"), "{said}");
+    assert!(as_user("root:secret", &["auth", "disable"]).0);
+    assert_eq!(ctl(&["get", "/skybridge/x"]), "/skybridge/x\n1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcdctl_sets_up_users_and_roles() {
+    let backend = Backend::embedded().await;
+    let endpoint = backend.endpoint.trim_start_matches("http://").to_owned();
+    tokio::task::spawn_blocking(move || auth_tour(&endpoint)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_gets_the_answers_it_expects() {
     let embedded = (Backend::embedded().await, "3.5.30+skybridge".to_owned());

@@ -1,13 +1,16 @@
 //! kill -9 and restart: what was acknowledged is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Client, ConnectOptions, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, Permission,
+    PutOptions, Txn, TxnOp,
+};
 use membership::embedded::{Config, Server};
 
 use super::harness::LOOPBACK;
@@ -121,6 +124,97 @@ async fn every_acknowledged_write_survives_kill_9() {
     println!("kill -9 three times: {total} acknowledged keys compared, none lost");
 }
 
+/// What one writer of the next test was told is done.
+#[derive(Default)]
+struct Done {
+    roles: u64,
+    leases: u64,
+    compacted: i64,
+}
+
+/// Adds roles, each with a permission; grants leases, each with a key; compacts behind them. Until
+/// the connection breaks.
+async fn change_until_killed(endpoint: String, round: u64, done: Arc<Mutex<Done>>) {
+    let Ok(mut client) = Client::connect([&endpoint], None).await else { return };
+    for n in 1.. {
+        let name = format!("r{round}-{n}");
+        if client.role_add(name.as_str()).await.is_err() {
+            return;
+        }
+        let permission = Permission::read_write(name.as_str());
+        if client.role_grant_permission(name.as_str(), permission).await.is_err() {
+            return;
+        }
+        done.lock().unwrap().roles = n;
+        let id = (round * 1_000_000 + n) as i64;
+        let options = LeaseGrantOptions::new().with_id(id);
+        if client.lease_grant(600, Some(options)).await.is_err() {
+            return;
+        }
+        let options = PutOptions::new().with_lease(id);
+        let Ok(put) = client.put(name.as_str(), "1", Some(options)).await else { return };
+        done.lock().unwrap().leases = n;
+        let at = put.header().unwrap().revision() - 1;
+        if client.compact(at, None).await.is_err() {
+            return;
+        }
+        done.lock().unwrap().compacted = at;
+    }
+}
+
+#[tokio::test]
+async fn users_leases_and_compactions_survive_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=2 {
+        let server = ChildServer::start(dir.path());
+        let done = Arc::new(Mutex::new(Done::default()));
+        let writer = change_until_killed(server.endpoint.clone(), round, Arc::clone(&done));
+        let writer = tokio::spawn(writer);
+        while done.lock().unwrap().leases < 30 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        server.kill();
+        writer.await.unwrap();
+        let server = ChildServer::start(dir.path());
+        let mut client = Client::connect([&server.endpoint], None).await.unwrap();
+        let Done { roles, leases, compacted } = *done.lock().unwrap();
+        for n in 1..=roles {
+            let name = format!("r{round}-{n}");
+            let role = client.role_get(name.as_str()).await.unwrap();
+            assert_eq!(role.permissions(), [Permission::read_write(name.as_str())]);
+        }
+        let held: BTreeSet<i64> =
+            client.leases().await.unwrap().leases().iter().map(|lease| lease.id()).collect();
+        for n in 1..=leases {
+            let id = (round * 1_000_000 + n) as i64;
+            assert!(held.contains(&id), "lease {n} of {leases} is gone");
+            let options = LeaseTimeToLiveOptions::new().with_keys();
+            let lease = client.lease_time_to_live(id, Some(options)).await.unwrap();
+            assert_eq!(lease.keys(), [format!("r{round}-{n}").into_bytes()]);
+        }
+        let before = GetOptions::new().with_revision(compacted - 1);
+        let refused = client.get("x", Some(before)).await.unwrap_err().to_string();
+        assert!(refused.contains("has been compacted"), "{refused}");
+        server.kill();
+    }
+
+    // Authentication itself: on, it stays on.
+    let server = ChildServer::start(dir.path());
+    let mut client = Client::connect([&server.endpoint], None).await.unwrap();
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    server.kill();
+    let server = ChildServer::start(dir.path());
+    let mut client = Client::connect([&server.endpoint], None).await.unwrap();
+    let refused = client.get("x", None).await.unwrap_err().to_string();
+    assert!(refused.contains("user name is empty"), "{refused}");
+    let options = ConnectOptions::new().with_user("root", "secret");
+    let mut client = Client::connect([&server.endpoint], Some(options)).await.unwrap();
+    client.get("x", None).await.unwrap();
+    server.kill();
+}
+
 #[tokio::test]
 async fn leases_survive_a_restart_with_their_full_ttl_and_their_keys() {
     let dir = tempfile::tempdir().unwrap();
@@ -134,7 +228,7 @@ async fn leases_survive_a_restart_with_their_full_ttl_and_their_keys() {
     server.kill();
     let server = ChildServer::start(dir.path());
     let mut client = Client::connect([&server.endpoint], None).await.unwrap();
-    let options = etcd_client::LeaseTimeToLiveOptions::new().with_keys();
+    let options = LeaseTimeToLiveOptions::new().with_keys();
     let lease = client.lease_time_to_live(6, Some(options)).await.unwrap();
     assert!(lease.ttl() >= 55, "{lease:?}");
     assert_eq!(lease.keys(), [b"long".to_vec()]);

@@ -251,6 +251,32 @@ fn name(version: Option<Version>) -> String {
     version.map_or_else(|| "the embedded store".to_owned(), |version| format!("etcd {version}"))
 }
 
+/// Runs `scenario`, which makes its own clients, on the embedded store and on the newest etcd.
+pub(crate) async fn compare_backends(scenario: impl AsyncFn(&Backend, &mut Transcript)) {
+    let run = async |backend: Backend| {
+        let mut transcript = Transcript::default();
+        let ended = tokio::time::timeout(DEADLINE, scenario(&backend, &mut transcript)).await;
+        assert!(ended.is_ok(), "the scenario did not end within {DEADLINE:?}");
+        transcript.0
+    };
+    let (etcd, embedded) =
+        tokio::join!(async { run(Backend::etcd(Version::NEWEST).await).await }, async {
+            run(Backend::embedded().await).await
+        });
+    let differing: Vec<String> = etcd
+        .iter()
+        .zip(&embedded)
+        .filter(|(etcd, embedded)| etcd != embedded)
+        .map(|(etcd, embedded)| {
+            let (what, etcd, embedded) = (&etcd.what, &etcd.answer, &embedded.answer);
+            format!("{what} differs\n    etcd: {etcd}\nembedded: {embedded}")
+        })
+        .collect();
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+    assert_eq!(etcd.len(), embedded.len());
+    assert!(!etcd.is_empty(), "the scenario noted nothing");
+}
+
 /// The next message of a watch.
 pub(crate) async fn message(stream: &mut WatchStream) -> WatchResponse {
     tokio::time::timeout(DEADLINE, stream.message())

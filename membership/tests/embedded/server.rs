@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use etcd_client::{Client, Error};
-use membership::embedded::{self, Config, Server, transfer};
+use membership::embedded::{self, Config, Server};
 
 use super::harness::{Backend, DEADLINE, LOOPBACK, compare};
 
@@ -113,25 +113,4 @@ async fn health_and_version_are_told_over_plain_http() {
         let answer = tokio::task::spawn_blocking(ask).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(expected), "{answer}");
     }
-}
-
-#[tokio::test]
-async fn records_move_from_one_server_to_another() {
-    let (from_dir, to_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let from = Server::start(Config::new(LOOPBACK, from_dir.path())).await.unwrap();
-    let mut client =
-        Client::connect([format!("http://{}", from.local_addr())], None).await.unwrap();
-    for n in 0..300 {
-        client.put(format!("k{n:03}"), format!("value {n}"), None).await.unwrap();
-    }
-    let mut text = Vec::new();
-    assert_eq!(transfer::export(&from, &mut text).unwrap().keys, 300);
-    let to = Server::start(Config::new(LOOPBACK, to_dir.path())).await.unwrap();
-    assert_eq!(transfer::import(&to, text.as_slice()).await.unwrap().keys, 300);
-    let mut again = Vec::new();
-    transfer::export(&to, &mut again).unwrap();
-    let lines = |text: Vec<u8>| {
-        String::from_utf8(text).unwrap().lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert_eq!(lines(text), lines(again));
 }

@@ -5,6 +5,7 @@ mod listing;
 mod network;
 mod stats;
 mod status;
+mod store;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,7 @@ pub use listing::{attachment, detached, drops, endpoints, fdb, hosts, neighbors}
 pub use network::{network, networks, vtep, vteps};
 pub use stats::{rates, stats};
 pub use status::status;
+pub use store::members;
 
 use super::table::{Cell, Tone};
 use crate::control::types::{

@@ -6,6 +6,7 @@ mod error;
 mod listing;
 mod network;
 mod status;
+mod store;
 
 pub use endpoint::{
     Attach, Attachment, DEFAULT_IFNAME, Detach, DetachTarget, Detached, Endpoint, EndpointState,
@@ -23,3 +24,4 @@ pub use status::{
     Convergence, Datapath, Latency, Listing, Offload, OffloadState, Reload, Session, SessionState,
     Status, Store, StoreState, Warning,
 };
+pub use store::{MakeToken, StoreAccess, Token};

@@ -25,13 +25,23 @@ pub struct AgentSpec {
     embedded: Option<SocketAddr>,
     config: Option<String>,
     args: Vec<String>,
+    secure: bool,
 }
 
 impl AgentSpec {
     /// An agent with this VTEP address and no store yet.
     #[must_use]
     pub fn new(vtep: IpAddr) -> Self {
-        Self { vtep, stores: Vec::new(), embedded: None, config: None, args: Vec::new() }
+        let (stores, args) = (Vec::new(), Vec::new());
+        Self { vtep, stores, embedded: None, config: None, args, secure: false }
+    }
+
+    /// Does without `--insecure-store`: an embedded store has its own authority then, and an agent
+    /// without a store uses the one that its host has joined.
+    #[must_use]
+    pub fn secure(mut self) -> Self {
+        self.secure = true;
+        self
     }
 
     /// Uses the store at `address`, in clear.
@@ -174,7 +184,9 @@ impl Agent {
         let mut command = self.0.netns.command(binary());
         command.env("NO_COLOR", "1").arg("agent").args(self.place());
         command.args(["--name", &self.0.name, "--vtep", &spec.vtep.to_string()]);
-        command.arg("--insecure-store");
+        if !spec.secure {
+            command.arg("--insecure-store");
+        }
         if let Some(address) = spec.embedded {
             command.args(["--embedded-store", &address.to_string()]);
         }

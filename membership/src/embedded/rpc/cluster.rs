@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::super::store::Store;
 use super::Member;
+use super::caller::caller;
 
 const ALONE: &str = "the embedded store has one member and is not replicated; for more, export it, \
                      import into an etcd cluster and change the endpoint list";
@@ -51,8 +52,9 @@ impl PbClusterService for ClusterService {
 
     async fn member_list(
         &self,
-        _request: Request<PbMemberListRequest>,
+        request: Request<PbMemberListRequest>,
     ) -> Result<Response<PbMemberListResponse>, Status> {
+        self.store.auth().known(&caller(&self.store, &request)?)?;
         let member = PbMember {
             id: self.store.identity().member,
             name: self.member.name.clone(),

@@ -11,6 +11,7 @@ use tonic::codegen::{Service, http};
 use tonic::service::AxumBody;
 
 use super::super::store::Store;
+use super::join::{ONLY_HOSTS, shows_certificate};
 use super::maintenance::VERSION_JSON;
 
 pub(crate) const HEALTH_PATH: &str = "/health";
@@ -20,6 +21,8 @@ pub(crate) const VERSION_PATH: &str = "/version";
 #[derive(Clone)]
 pub(crate) struct Plain {
     pub(crate) store: Arc<Store>,
+    /// Whether clients without a certificate are answered.
+    pub(crate) strangers: bool,
 }
 
 impl Plain {
@@ -47,7 +50,11 @@ impl Service<http::Request<AxumBody>> for Plain {
     }
 
     fn call(&mut self, request: http::Request<AxumBody>) -> Self::Future {
-        let (status, text) = self.answer(request.uri().path());
+        let (status, text) = if self.strangers || shows_certificate(request.extensions()) {
+            self.answer(request.uri().path())
+        } else {
+            (http::StatusCode::FORBIDDEN, json!({"error": ONLY_HOSTS}).to_string())
+        };
         let mut response = http::Response::new(Body::new(text));
         *response.status_mut() = status;
         let json = http::HeaderValue::from_static("application/json");

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 use super::super::error::Refusal;
 use super::super::store::Store;
 use super::super::{check, limits, txn};
+use super::caller::caller;
 
 pub(crate) struct KvService {
     store: Arc<Store>,
@@ -43,8 +44,10 @@ impl PbKvService for KvService {
         &self,
         request: Request<PbRangeRequest>,
     ) -> Result<Response<PbRangeResponse>, Status> {
+        let who = caller(&self.store, &request)?;
         let request = request.into_inner();
         check::check_range(&request)?;
+        self.store.auth().read(&who, &request.key, &request.range_end)?;
         Ok(Response::new(self.read(&request)?))
     }
 
@@ -53,8 +56,10 @@ impl PbKvService for KvService {
         &self,
         request: Request<PbRangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let who = caller(&self.store, &request)?;
         let request = request.into_inner();
         check::check_range(&request)?;
+        self.store.auth().read(&who, &request.key, &request.range_end)?;
         if !txn::is_default_order(request.sort_target, request.sort_order) {
             let text = "RangeStream does not support custom sort orders";
             return Err(Status::unimplemented(text));
@@ -85,10 +90,15 @@ impl PbKvService for KvService {
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        let who = caller(&self.store, &request)?;
         let request = request.into_inner();
         check::check_put(&request)?;
         check::check_size(check::put_size(&request))?;
-        let mut response = self.store.write(move |txn| txn.put(request)).await?;
+        let put = self.store.write(move |txn| {
+            txn.permit_put(&who, &request)?;
+            txn.put(request)
+        });
+        let mut response = put.await?;
         self.fill(&mut response.header);
         Ok(Response::new(response))
     }
@@ -97,18 +107,25 @@ impl PbKvService for KvService {
         &self,
         request: Request<PbDeleteRequest>,
     ) -> Result<Response<PbDeleteResponse>, Status> {
+        let who = caller(&self.store, &request)?;
         let request = request.into_inner();
         check::check_key(&request.key)?;
         check::check_size(request.key.len().saturating_add(request.range_end.len()))?;
-        let mut response = self.store.write(move |txn| Ok(txn.delete(&request))).await?;
+        let delete = self.store.write(move |txn| {
+            txn.auth().delete(&who, &request.key, &request.range_end, request.prev_kv)?;
+            Ok(txn.delete(&request))
+        });
+        let mut response = delete.await?;
         self.fill(&mut response.header);
         Ok(Response::new(response))
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
+        let who = caller(&self.store, &request)?;
         let request = request.into_inner();
         check::check_txn(&request)?;
         let mut response = if check::is_read_only(&request) {
+            self.store.auth().txn(&who, None, &request)?;
             let (now, selected) = self.store.read(|state| {
                 let now = state.visible();
                 (now, txn::select_txn(state, now, request))
@@ -116,7 +133,11 @@ impl PbKvService for KvService {
             txn::assemble_txn(selected?, self.store.header(now))
         } else {
             check::check_size(check::txn_size(&request))?;
-            self.store.write(move |txn| txn.txn(request)).await?
+            let run = self.store.write(move |txn| {
+                txn.permit_txn(&who, &request)?;
+                txn.txn(request)
+            });
+            run.await?
         };
         self.fill(&mut response.header);
         Ok(Response::new(response))
@@ -126,6 +147,8 @@ impl PbKvService for KvService {
         &self,
         request: Request<PbCompactionRequest>,
     ) -> Result<Response<PbCompactionResponse>, Status> {
+        // As etcd 3.7; before it, anybody might forget the history of everybody.
+        self.store.auth().admin(&caller(&self.store, &request)?)?;
         // Physical or not makes no difference: the answer always comes after the removal.
         self.store.compact(request.into_inner().revision).await?;
         Ok(Response::new(PbCompactionResponse { header: Some(self.store.current_header()) }))

@@ -12,8 +12,10 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::super::auth::permission::Kind;
 use super::super::error::Refusal;
 use super::super::store::Store;
+use super::caller::{Credentials, caller};
 
 pub(crate) struct LeaseService {
     store: Arc<Store>,
@@ -33,6 +35,7 @@ impl PbLeaseService for LeaseService {
         &self,
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        self.store.auth().known(&caller(&self.store, &request)?)?;
         let request = request.into_inner();
         let wanted = (request.id != 0).then_some(request.id);
         let (id, ttl) = self.store.write(move |txn| txn.grant(wanted, request.ttl)).await?;
@@ -44,8 +47,13 @@ impl PbLeaseService for LeaseService {
         &self,
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        let who = caller(&self.store, &request)?;
+        self.store.auth().known(&who)?;
         let id = request.into_inner().id;
-        let revoke = self.store.write(move |txn| txn.revoke(id).map(|()| txn.revision()));
+        let revoke = self.store.write(move |txn| {
+            txn.permit_revoke(&who, id)?;
+            txn.revoke(id).map(|()| txn.revision())
+        });
         let header = Some(self.store.header(revoke.await?));
         Ok(Response::new(PbLeaseRevokeResponse { header }))
     }
@@ -54,6 +62,7 @@ impl PbLeaseService for LeaseService {
         &self,
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let credentials = Credentials::of(&request);
         let mut requests = request.into_inner();
         let store = Arc::clone(&self.store);
         let mut stopping = store.stopping();
@@ -70,6 +79,14 @@ impl PbLeaseService for LeaseService {
                     }
                 };
                 let Some(Ok(request)) = request else { return };
+                let permitted = credentials.caller(&store).and_then(|who| {
+                    store.auth().known(&who)?;
+                    store.permit_lease(&who, request.id, Kind::Write)
+                });
+                if let Err(refusal) = permitted {
+                    let _ = sender.send(Err(refusal.into())).await;
+                    return;
+                }
                 // The header is taken before the renewal, so that its revision is never later than
                 // the moment at which the lease was alive.
                 let header = Some(store.current_header());
@@ -87,7 +104,12 @@ impl PbLeaseService for LeaseService {
         &self,
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        let who = caller(&self.store, &request)?;
+        self.store.auth().known(&who)?;
         let request = request.into_inner();
+        if request.keys {
+            self.store.permit_lease(&who, request.id, Kind::Read)?;
+        }
         let header = Some(self.store.current_header());
         let response = match self.store.remaining(request.id, request.keys) {
             Some(lease) => PbLeaseTimeToLiveResponse {
@@ -109,10 +131,16 @@ impl PbLeaseService for LeaseService {
 
     async fn lease_leases(
         &self,
-        _request: Request<PbLeaseLeasesRequest>,
+        request: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        let who = caller(&self.store, &request)?;
+        self.store.auth().known(&who)?;
+        let ids = self.store.lease_ids();
+        for id in &ids {
+            self.store.permit_lease(&who, *id, Kind::Read)?;
+        }
         let header = Some(self.store.current_header());
-        let leases = self.store.lease_ids().into_iter().map(|id| PbLeaseStatus { id }).collect();
+        let leases = ids.into_iter().map(|id| PbLeaseStatus { id }).collect();
         Ok(Response::new(PbLeaseLeasesResponse { header, leases }))
     }
 }

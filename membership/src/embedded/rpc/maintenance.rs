@@ -15,6 +15,7 @@ use super::super::error::Refusal;
 use super::super::limits;
 use super::super::mvcc::State;
 use super::super::store::Store;
+use super::caller::caller;
 
 /// The etcd release whose API this is, marked as ours.
 const VERSION: &str = concat!("3.5.30+skybridge.", env!("CARGO_PKG_VERSION"));
@@ -36,6 +37,10 @@ pub(crate) struct MaintenanceService {
 impl MaintenanceService {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         Self { store }
+    }
+
+    fn admin<T>(&self, request: &Request<T>) -> Result<(), Refusal> {
+        self.store.auth().admin(&caller(&self.store, request)?)
     }
 
     /// Hash of all versions at or below `at`. It compares two embedded stores, not one with etcd.
@@ -83,6 +88,7 @@ impl PbMaintenanceService for MaintenanceService {
         &self,
         request: Request<PbAlarmRequest>,
     ) -> Result<Response<PbAlarmResponse>, Status> {
+        self.store.auth().known(&caller(&self.store, &request)?)?;
         if request.into_inner().action != ALARM_GET {
             return Err(Status::unimplemented("the embedded store has no alarms to set or clear"));
         }
@@ -92,8 +98,10 @@ impl PbMaintenanceService for MaintenanceService {
 
     async fn status(
         &self,
-        _request: Request<PbStatusRequest>,
+        request: Request<PbStatusRequest>,
     ) -> Result<Response<PbStatusResponse>, Status> {
+        // Every host asks for it to see whether the store is there.
+        self.store.auth().known(&caller(&self.store, &request)?)?;
         let (revision, bytes) = self.store.read(|state| (state.visible(), state.total_bytes()));
         let identity = self.store.identity();
         let index = u64::try_from(revision).unwrap_or(0);
@@ -122,8 +130,9 @@ impl PbMaintenanceService for MaintenanceService {
 
     async fn defragment(
         &self,
-        _request: Request<PbDefragmentRequest>,
+        request: Request<PbDefragmentRequest>,
     ) -> Result<Response<PbDefragmentResponse>, Status> {
+        self.admin(&request)?;
         self.store.defragment().await?;
         // etcd gives no header here.
         Ok(Response::new(PbDefragmentResponse { header: None }))
@@ -131,8 +140,9 @@ impl PbMaintenanceService for MaintenanceService {
 
     async fn hash(
         &self,
-        _request: Request<PbHashRequest>,
+        request: Request<PbHashRequest>,
     ) -> Result<Response<PbHashResponse>, Status> {
+        self.admin(&request)?;
         let hashed = self.hash(0)?;
         Ok(Response::new(PbHashResponse { header: hashed.header, hash: hashed.hash }))
     }
@@ -141,6 +151,7 @@ impl PbMaintenanceService for MaintenanceService {
         &self,
         request: Request<PbHashKvRequest>,
     ) -> Result<Response<PbHashKvResponse>, Status> {
+        self.admin(&request)?;
         Ok(Response::new(self.hash(request.into_inner().revision)?))
     }
 

@@ -25,6 +25,7 @@ use super::super::limits;
 use super::super::mvcc::{KeyRange, State};
 use super::super::store::Store;
 use super::super::watch::{Delivery, NO_WATCH, Watch, Watches};
+use super::caller::Credentials;
 
 /// etcd's filter numbers.
 const FILTER_NO_PUT: i32 = 0;
@@ -55,6 +56,7 @@ impl PbWatchService for WatchService {
         let (sender, receiver) = mpsc::channel(limits::WATCH_RESPONSES);
         let stream = Stream {
             store: Arc::clone(&self.store),
+            credentials: Credentials::of(&request),
             watches: Watches::default(),
             ready: VecDeque::new(),
             progress_asked: false,
@@ -68,6 +70,7 @@ impl PbWatchService for WatchService {
 
 struct Stream {
     store: Arc<Store>,
+    credentials: Credentials,
     watches: Watches,
     /// Responses in their order that have not found room yet.
     ready: VecDeque<PbWatchResponse>,
@@ -192,15 +195,20 @@ impl Stream {
                     quiet: true,
                 };
                 let created = if create.start_revision < 0 {
-                    Err("etcdserver: mvcc: required revision has been compacted")
+                    Err("etcdserver: mvcc: required revision has been compacted".to_owned())
                 } else {
-                    self.watches.create(create.watch_id, watch)
+                    self.permit(&key, &create.range_end)
+                        .map_err(|refusal| go_error(&refusal))
+                        .and_then(|()| {
+                            let created = self.watches.create(create.watch_id, watch);
+                            created.map_err(str::to_owned)
+                        })
                 };
                 let response = self.response(*created.as_ref().unwrap_or(&NO_WATCH), visible);
                 self.ready.push_back(PbWatchResponse {
                     created: true,
                     canceled: created.is_err(),
-                    cancel_reason: created.err().unwrap_or_default().to_owned(),
+                    cancel_reason: created.err().unwrap_or_default(),
                     ..response
                 });
             }
@@ -208,6 +216,15 @@ impl Stream {
             Some(PbWatchRequestUnion::ProgressRequest(_)) => self.progress_asked = true,
             None => {}
         }
+    }
+
+    /// Whether the client may read the range now. A watch that goes on is not judged again, as in
+    /// etcd.
+    ///
+    /// Deviation: some releases of etcd judge a watch without end by its first key alone.
+    fn permit(&self, key: &[u8], range_end: &[u8]) -> Result<(), Refusal> {
+        let caller = self.credentials.caller(&self.store)?;
+        self.store.auth().read(&caller, key, range_end)
     }
 
     fn cancel(&mut self, id: i64) {
@@ -228,6 +245,11 @@ impl Stream {
             ..PbWatchResponse::default()
         }
     }
+}
+
+/// The text of a refusal in a message: that of the Go type, which clients look for.
+fn go_error(refusal: &Refusal) -> String {
+    format!("rpc error: code = {:?} desc = {refusal}", refusal.code())
 }
 
 /// Cuts events into pieces below the size of a request, at least one event each.
