@@ -12,8 +12,8 @@ use tracing::{Instrument, info, info_span};
 use crate::ipam::{ATTEMPTS, plan};
 use crate::key::{Key, NetworkId, NetworkName, Range};
 use crate::record::{
-    EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep, VniRecord,
-    VtepClaimRecord,
+    AddressRange, EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep,
+    VniRecord, VtepClaimRecord,
 };
 use crate::store::{self, Found, Store, conflict_pause};
 
@@ -26,9 +26,20 @@ pub const MTU_MIN_V6: u16 = 1280;
 /// Most subnets of one network.
 pub const SUBNETS_MAX: usize = 16;
 
+/// Most excluded ranges of one network.
+pub const EXCLUDE_MAX: usize = 64;
+
 /// Why a network cannot be created, changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// A range of excluded addresses that no subnet has.
+    #[error("addresses {range} cannot be excluded: {cause}")]
+    Exclude {
+        /// The range.
+        range: AddressRange,
+        /// Why.
+        cause: String,
+    },
     /// Something that other records depend on.
     #[error("{0} of a network cannot be changed: create another network")]
     Fixed(&'static str),
@@ -144,6 +155,8 @@ pub struct NetworkSpec {
     pub mtu: Option<u16>,
     /// Its gateways, at most one per subnet; empty for none.
     pub gateways: Vec<IpAddr>,
+    /// Addresses that are never given out.
+    pub exclude: Vec<AddressRange>,
     /// Its options.
     pub options: NetworkOptions,
     /// Its labels.
@@ -163,6 +176,7 @@ impl NetworkSpec {
             subnets,
             mtu: None,
             gateways: Vec::new(),
+            exclude: Vec::new(),
             options: NetworkOptions::default(),
             labels: BTreeMap::new(),
         }
@@ -175,6 +189,7 @@ impl NetworkSpec {
         record.subnets.clone_from(&self.subnets);
         record.mtu = self.mtu;
         record.gateways.clone_from(&self.gateways);
+        record.exclude.clone_from(&self.exclude);
         record.options = self.options.clone();
         record.labels = self.labels.clone();
         record
@@ -185,13 +200,14 @@ impl NetworkSpec {
 ///
 /// # Errors
 ///
-/// [`Error::Subnet`], [`Error::Gateway`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
+/// [`Error::Subnet`], [`Error::Gateway`], [`Error::Exclude`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
 pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     if record.vni.get() == 0 {
         return Err(Error::VniZero(record.vni));
     }
     check_subnets(&record.subnets)?;
     check_gateways(record)?;
+    check_exclude(record)?;
     if let Some(mtu) = record.mtu {
         let has_v6 = record.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
         let (family, least) = if has_v6 { ("IPv6", MTU_MIN_V6) } else { ("IPv4", MTU_MIN_V4) };
@@ -238,12 +254,26 @@ fn check_gateways(record: &NetworkRecord) -> Result<(), Error> {
             return bad("it lies outside the subnets");
         };
         // What the gateways themselves exclude does not count here.
-        let ends = NetworkRecord { gateways: Vec::new(), ..record.clone() };
+        let ends = NetworkRecord { gateways: Vec::new(), exclude: Vec::new(), ..record.clone() };
         if plan::excluded(&ends, subnet, *gateway).is_some() {
             return bad("it is the network or broadcast address");
         }
         if !seen.insert(subnet) {
             return bad("its subnet has one already");
+        }
+    }
+    Ok(())
+}
+
+fn check_exclude(record: &NetworkRecord) -> Result<(), Error> {
+    for (index, range) in record.exclude.iter().enumerate() {
+        let bad = |cause: String| Err(Error::Exclude { range: *range, cause });
+        if index >= EXCLUDE_MAX {
+            return bad(format!("a network has at most {EXCLUDE_MAX} such ranges"));
+        }
+        let home = record.subnet_of(range.first());
+        if home.is_none() || home != record.subnet_of(range.last()) {
+            return bad("write addresses of one subnet of the network".to_owned());
         }
     }
     Ok(())

@@ -16,7 +16,8 @@
 //! - *follow* ([`tasks`]): applies the watch to the tables and reacts to what changed;
 //! - *session*: keeps this host's record under a lease, for as long as the agent runs;
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
-//!   told, notices sandboxes that are gone.
+//!   told, notices sandboxes that are gone;
+//! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
@@ -24,6 +25,7 @@ pub mod api;
 pub mod attention;
 pub mod figures;
 pub mod networks;
+pub mod reserve;
 pub mod state;
 pub mod tables;
 pub mod tasks;
@@ -47,6 +49,7 @@ use crate::control::types::Error;
 use crate::datapath::Datapath;
 use crate::link::source_check::{self, Guarded};
 use networks::{LocalNetwork, Networks};
+use reserve::Book;
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
 
@@ -85,6 +88,8 @@ pub struct Agent {
     pub datapath: Datapath,
     /// The networks of this host.
     pub networks: Networks,
+    /// Addresses to attach with while the store is away.
+    pub reserve: Book,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -94,6 +99,9 @@ pub struct Agent {
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
     restoring: tokio::sync::Mutex<()>,
+    /// Held while the store is told of an endpoint that was attached without it, or while such an
+    /// endpoint is forgotten.
+    pub publishing: tokio::sync::Mutex<()>,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
@@ -134,7 +142,9 @@ impl Agent {
     /// Puts the parts together; nothing is started.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
+            reserve,
             name: parts.name,
             id: parts.id,
             config: parts.config,
@@ -148,6 +158,7 @@ impl Agent {
             warnings: Mutex::default(),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
             embedded: parts.embedded,
@@ -178,10 +189,7 @@ impl Agent {
     /// # Errors
     /// When there is none, or the store must be asked and is away.
     pub async fn network_record(&self, name_or_id: &str) -> Result<Arc<NetworkRecord>, Error> {
-        let known = self
-            .tables
-            .view(|view| view.network_by(name_or_id).map(|item| Arc::clone(&item.record)));
-        if let Some(record) = known {
+        if let Some(record) = self.known_by(name_or_id) {
             return Ok(record);
         }
         let found = membership::network::get(&self.store, name_or_id)
@@ -191,22 +199,31 @@ impl Agent {
         Ok(Arc::new(found.record))
     }
 
-    /// Waits a moment for a store that is away.
+    /// A network by name or id, where this host knows it.
+    #[must_use]
+    pub fn known_by(&self, name_or_id: &str) -> Option<Arc<NetworkRecord>> {
+        self.tables.view(|view| view.network_by(name_or_id).map(|item| Arc::clone(&item.record)))
+    }
+
+    /// Waits a moment for a store that went away just now.
     ///
     /// # Errors
-    /// When it does not come back in that time: before anything was begun.
-    pub async fn await_store(&self) -> Result<(), Error> {
+    /// Why it is away, when it does not come back in that time.
+    pub async fn await_store(&self) -> Result<(), String> {
         let mut status = self.watch.clone();
+        let waited = match self.watch_status() {
+            WatchStatus::Connected { .. } => return Ok(()),
+            WatchStatus::Disconnected { since, .. } => since.elapsed(),
+        };
         let connected = status.wait_for(WatchStatus::is_connected);
-        if tokio::time::timeout(STORE_PATIENCE, connected).await.is_ok() {
+        let patience = STORE_PATIENCE.saturating_sub(waited);
+        if tokio::time::timeout(patience, connected).await.is_ok() {
             return Ok(());
         }
-        let error = Error::unavailable("the store is away, and an attach needs it");
-        let error = match self.watch_status() {
-            WatchStatus::Disconnected { cause, .. } => error.cause(cause),
-            WatchStatus::Connected { .. } => error,
-        };
-        Err(error.next_step("`skybridge status` shows the store connection; traffic goes on"))
+        match self.watch_status() {
+            WatchStatus::Disconnected { cause, .. } => Err(cause),
+            WatchStatus::Connected { .. } => Ok(()),
+        }
     }
 
     /// Removes namespaces of networks that no attachment needs.
@@ -245,6 +262,13 @@ impl Agent {
         all.values().cloned().collect()
     }
 
+    /// One attachment as it is noted now.
+    #[must_use]
+    pub fn attachment(&self, endpoint: &str) -> Option<Attachment> {
+        let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(endpoint).cloned()
+    }
+
     /// Notes an attachment on disk and in memory.
     ///
     /// # Errors
@@ -253,6 +277,25 @@ impl Agent {
         self.state.put(note).map_err(|err| state_error(&err))?;
         let mut all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(note.endpoint.clone(), note.clone());
+        Ok(())
+    }
+
+    /// Changes the note of an attachment on disk and in memory, as it is now; one that is gone stays
+    /// so.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn change_attachment(
+        &self,
+        endpoint: &str,
+        change: impl FnOnce(&mut Attachment),
+    ) -> Result<(), Error> {
+        let mut all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(present) = all.get_mut(endpoint) else { return Ok(()) };
+        let mut note = present.clone();
+        change(&mut note);
+        self.state.put(&note).map_err(|err| state_error(&err))?;
+        *present = note;
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //!   STATE_DIR/lock                     held exclusively while an agent runs
 //!   STATE_DIR/identity.json            this host's identity and incarnation (membership)
 //!   STATE_DIR/tables.json              the last known records (membership)
+//!   STATE_DIR/reserved.json            addresses to attach with while the store is away
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!
@@ -61,6 +62,21 @@ pub enum Stage {
     Attached,
     /// Taken down here; its record in the store still has to go.
     Detaching,
+    /// Cut off here: the store gave what it has to somebody else. It waits to be detached.
+    Quarantined,
+}
+
+/// What the store knows of an attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Publication {
+    /// Its record is there.
+    #[default]
+    Done,
+    /// It was never asked: the record waits for it.
+    Queued,
+    /// It was asked and did not answer: the record may be there.
+    Unsure,
 }
 
 /// One attachment of a sandbox on this host.
@@ -91,6 +107,12 @@ pub struct Attachment {
     /// Labels as given.
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
+    /// What the store knows of it.
+    #[serde(default)]
+    pub publication: Publication,
+    /// Why it is quarantined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The format that this program writes; it reads this and the next.
@@ -252,6 +274,8 @@ mod tests {
             ips: vec!["198.51.100.2/24".parse().unwrap()],
             gateways: Vec::new(),
             labels: Default::default(),
+            publication: Publication::Done,
+            reason: None,
         }
     }
 

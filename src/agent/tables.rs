@@ -24,6 +24,7 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, Place, Revision, VtepKey};
 use membership::key::{EndpointId, HostName, Key, NetworkId};
 use membership::reconcile::{Defaults, Reconciler};
+use membership::record::{EndpointRecord, Record};
 use membership::view::View;
 use membership::watch::{Batch, Event};
 use tokio::sync::watch;
@@ -52,8 +53,11 @@ struct Inner {
     writer: fdb::Writer,
     /// When each record's revision was first seen, by this host's clock.
     seen: HashMap<i64, Millis>,
-    /// Endpoints of this host that are being removed: the store may still tell of them.
-    leaving: HashSet<EndpointId>,
+    /// Endpoints of this host that are being removed: the store may still tell of them. With the
+    /// revision from which on it does not, once that is known.
+    leaving: HashMap<EndpointId, Option<Revision>>,
+    /// Endpoints of this host that the store has not been told of yet.
+    unsaid: HashSet<EndpointId>,
     complete: bool,
 }
 
@@ -79,7 +83,8 @@ impl Tables {
                 reconciler,
                 writer,
                 seen: HashMap::new(),
-                leaving: HashSet::new(),
+                leaving: HashMap::new(),
+                unsaid: HashSet::new(),
                 complete: false,
             }),
             reader,
@@ -157,7 +162,7 @@ impl Tables {
         let announcements = self.change(|inner, now| {
             let mut deltas = Vec::new();
             for event in batch.events {
-                if inner.is_leaving(&event) {
+                if inner.is_leaving(&event) || inner.is_unsaid(&event) {
                     continue;
                 }
                 if let Event::Put { revision, .. } = &event {
@@ -170,6 +175,7 @@ impl Tables {
                 inner.view.reached(revision);
                 inner.complete = true;
                 inner.forget_seen();
+                inner.leaving.retain(|_, gone| gone.is_none_or(|gone| gone > revision));
             }
             deltas
         });
@@ -247,9 +253,34 @@ impl Tables {
     pub fn forget_endpoint(&self, network: &NetworkId, endpoint: &EndpointId) {
         let key = Key::Endpoint(network.clone(), endpoint.clone());
         let _ = self.change(|inner, now| {
-            inner.leaving.insert(endpoint.clone());
+            inner.leaving.insert(endpoint.clone(), None);
+            inner.unsaid.remove(endpoint);
             let revision = inner.view.revision();
             let change = inner.view.apply(Event::Delete { key, revision });
+            inner.reconciler.apply(&inner.view, &change, now)
+        });
+    }
+
+    /// The store does not have a forgotten endpoint from `gone` on, and never will again.
+    pub fn endpoint_gone(&self, endpoint: &EndpointId, gone: Revision) {
+        let mut inner = self.lock();
+        if gone <= inner.view.revision() {
+            inner.leaving.remove(endpoint);
+        } else if let Some(present) = inner.leaving.get_mut(endpoint) {
+            *present = Some(gone);
+        }
+    }
+
+    /// An endpoint of this host that the store has not been told of: its entries come now, and what
+    /// the store tells of it counts from when it has it.
+    pub fn put_own(&self, record: EndpointRecord) {
+        let key = Key::Endpoint(record.network.clone(), record.id.clone());
+        let _ = self.change(|inner, now| {
+            inner.leaving.remove(&record.id);
+            inner.unsaid.insert(record.id.clone());
+            let revision = inner.view.revision();
+            let record = Box::new(Record::Endpoint(record));
+            let change = inner.view.apply(Event::Put { key, record, revision });
             inner.reconciler.apply(&inner.view, &change, now)
         });
     }
@@ -371,11 +402,26 @@ impl Inner {
     /// Whether the event tells of an endpoint that this host is removing. Its deletion ends that.
     fn is_leaving(&mut self, event: &Event) -> bool {
         match event {
-            Event::Put { key: Key::Endpoint(_, endpoint), .. } => self.leaving.contains(endpoint),
+            Event::Put { key: Key::Endpoint(_, endpoint), .. } => {
+                self.leaving.contains_key(endpoint)
+            }
             Event::Delete { key: Key::Endpoint(_, endpoint), .. } => {
                 self.leaving.remove(endpoint);
                 false
             }
+            _ => false,
+        }
+    }
+
+    /// Whether the event says that the store lacks an endpoint that it was not told of. Once it has
+    /// the endpoint, its word counts.
+    fn is_unsaid(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Put { key: Key::Endpoint(_, endpoint), .. } => {
+                self.unsaid.remove(endpoint);
+                false
+            }
+            Event::Delete { key: Key::Endpoint(_, endpoint), .. } => self.unsaid.contains(endpoint),
             _ => false,
         }
     }

@@ -12,9 +12,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use super::attention::Attention;
-use super::state::{Attachment, Stage};
+use super::state::{Attachment, Publication, Stage};
 use crate::control::types;
-use crate::driver::attach;
+use crate::driver::{attach, offline};
 use crate::link;
 
 /// How often learned addresses are taken from the workers.
@@ -86,6 +86,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.tables.announce(announcements, &agent.datapath);
             }
             _ = tick.tick() => {
+                let session = agent.session();
+                agent.reserve.contact(session.state == SessionState::Held, session.ttl);
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
                 // A host that left for good no longer holds the MTU down, and no record says so.
@@ -144,6 +146,7 @@ pub async fn look_after(agent: Arc<Agent>) {
             Ok(()) = status.changed() => {}
         }
         finish_detaches(&agent).await;
+        offline::publish(&agent).await;
         if agent.tables.is_complete() {
             // What could not be set up before, or whose network has come back.
             restore_attachments(&agent, false).await;
@@ -162,7 +165,7 @@ async fn finish_detaches(agent: &Agent) {
             agent.warn("take-down", text, err.next_step);
             return;
         }
-        if !agent.watch_status().is_connected() {
+        if note.publication != Publication::Queued && !agent.watch_status().is_connected() {
             all_told = false;
         } else if attach::forget(agent, &note).await {
             tracing::info!(endpoint = %note.endpoint, "the store knows of a detach now");
@@ -261,6 +264,8 @@ pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
             }
             // Nothing is missing but the store's word, or it was cut off.
             Stage::Detaching => take_down(agent, note).await,
+            Stage::Quarantined if attach::sandbox_is_gone(&note) => take_down(agent, note).await,
+            Stage::Quarantined => {}
         }
     }
     waiting

@@ -392,6 +392,19 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     }
 }
 
+/// Sets the port of an attachment down: nothing comes from it or goes to it any more, and the
+/// sandbox sees that its link is gone. Returns whether it was found.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn down(network: &NetworkNs, owner: &Owner, endpoint: &str) -> Result<bool, Error> {
+    let Some(port) = network.netlink().link(&owner.port(endpoint)).await? else {
+        return Ok(false);
+    };
+    network.netlink().set(&port, Vec::new(), Some(false)).await?;
+    Ok(true)
+}
+
 /// Removes an attachment from whichever end still exists. Needs no sandbox; give it where the
 /// network's namespace may have lost the port. Returns whether there was anything.
 ///

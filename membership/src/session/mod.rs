@@ -516,6 +516,8 @@ impl Task {
             }
         }
         then.push(store.put(&host_key, &self.host, self.lease)?);
+        // Who is here is not collected: whatever was counted of an absence begins anew.
+        then.push(store.delete(&Key::Absent(self.host.name.clone())));
         if known_host.is_none_or(|found| found.record != self.host) {
             then.push(store.put(&known_key, &self.host, 0)?);
         }

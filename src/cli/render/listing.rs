@@ -78,6 +78,7 @@ pub fn endpoints(endpoints: &[Endpoint], style: Style) -> String {
             EndpointState::Attached => Cell::toned("attached", Tone::Good),
             EndpointState::Attaching => "attaching".into(),
             EndpointState::Detaching => "detaching".into(),
+            EndpointState::Quarantined => Cell::toned("quarantined", Tone::Alarm),
             EndpointState::Queued => Cell::toned("queued", Tone::Warning),
             EndpointState::Suspect => Cell::toned("suspect", Tone::Warning),
             EndpointState::Unknown => "unknown".into(),
