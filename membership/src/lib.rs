@@ -18,6 +18,7 @@
 //! - [`network`], [`endpoint`] and [`ipam`] are what users and drivers ask for. Each is one
 //!   transaction that compares what it read, is tried again when others were faster, and recognises
 //!   its own effect when an answer was lost.
+//! - [`gc`] finds and removes what no living owner has.
 //! - [`embedded`] is a server of the same API for those who have no etcd.
 //!
 //! The store is the truth, and forwarding does not wait for it: when it is away, the view and the
@@ -26,6 +27,7 @@
 pub mod embedded;
 pub mod endpoint;
 mod file;
+pub mod gc;
 pub mod ipam;
 pub mod key;
 pub mod network;

@@ -212,6 +212,9 @@ pub struct CreateArgs {
     /// Address that `attach --default-route` routes through, at most one per subnet [default: none]
     #[arg(long, value_name = "IP|none", value_parser = gateway)]
     pub gateway: Vec<Gateway>,
+    /// Addresses that are never given out: one, a range IP-IP, or a prefix; several times for several
+    #[arg(long, value_name = "IP|RANGE", value_parser = check::range)]
+    pub exclude: Vec<String>,
     /// Further option; several times for several
     #[arg(long = "option", short = 'o', value_name = "KEY=VALUE", value_parser = check::pair)]
     pub options: Vec<(String, String)>,

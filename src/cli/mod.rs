@@ -349,6 +349,7 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
                 vni: args.vni,
                 mtu: args.mtu,
                 gateway: gateway(args.gateway)?,
+                exclude: args.exclude,
                 nat_outgoing: false,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),

@@ -108,6 +108,34 @@ pub fn subnet(text: &str) -> Result<IpNet, Invalid> {
     Ok(net)
 }
 
+/// A range of addresses: one address, two with `-` between them, or a prefix.
+///
+/// # Errors
+/// When it is none of these, or its ends are of two families or the wrong way round.
+pub fn range(text: &str) -> Result<String, Invalid> {
+    let ends = match text.split_once('-') {
+        Some((first, last)) => (first.parse::<IpAddr>().ok(), last.parse::<IpAddr>().ok()),
+        None => {
+            let net = text.parse::<IpNet>().ok();
+            let one = text.parse().ok().or(net.map(|net| net.network()));
+            (one, one)
+        }
+    };
+    match ends {
+        (Some(first), Some(last)) if first.is_ipv4() == last.is_ipv4() && first <= last => {
+            Ok(text.to_owned())
+        }
+        (Some(_), Some(_)) => Err(Invalid::new(
+            "the last address does not follow the first",
+            "write the lower one first, both of one family",
+        )),
+        _ => Err(Invalid::new(
+            "not a range of addresses",
+            "write one such as 198.51.100.9, 198.51.100.10-198.51.100.20 or 198.51.100.64/26",
+        )),
+    }
+}
+
 fn check_subnet(net: IpNet) -> Result<(), Invalid> {
     if net.trunc() != net {
         return Err(Invalid::new(
@@ -394,6 +422,7 @@ impl Check for CreateNetwork {
             part("MTU", check_mtu(mtu, ipv6))?;
         }
         self.check_gateway()?;
+        self.exclude.iter().try_for_each(|text| part("excluded range", range(text).map(drop)))?;
         check_pairs("option", &self.options, String::as_str)?;
         check_pairs("label", &self.labels, String::as_str)
     }

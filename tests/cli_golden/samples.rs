@@ -51,6 +51,8 @@ pub(crate) fn network() -> NetworkDetail {
         network: networks().remove(1),
         mtu_requested: None,
         gateways: vec![ip("198.51.100.1"), ip("2001:db8:51::1")],
+        exclude: vec!["198.51.100.200-198.51.100.220".to_owned()],
+        pools: pools(),
         nat_outgoing: true,
         options: [("source_check".to_owned(), "mac".to_owned())].into(),
         labels: [("team".to_owned(), "web".to_owned())].into(),
@@ -63,9 +65,37 @@ pub(crate) fn network() -> NetworkDetail {
             port: "tap0".to_owned(),
             queues: 2,
             endpoints: 2,
+            reserved: vec![ip("198.51.100.4"), ip("2001:db8:51::4")],
             reason: None,
         }),
     }
+}
+
+fn pools() -> Vec<Pool> {
+    let host = |name: &str, endpoints| PoolHost {
+        host: name.to_owned(),
+        endpoints,
+        reserved: 8,
+        blocks: 2,
+    };
+    vec![
+        Pool {
+            subnet: "198.51.100.0/24".parse().unwrap(),
+            capacity: 232,
+            used: 199,
+            reserved: 16,
+            percent: 85,
+            hosts: vec![host("h1", 2), host("h2", 181)],
+        },
+        Pool {
+            subnet: "2001:db8:51::/64".parse().unwrap(),
+            capacity: u64::MAX,
+            used: 9,
+            reserved: 8,
+            percent: 0,
+            hosts: vec![host("h1", 1)],
+        },
+    ]
 }
 
 pub(crate) fn failed_network() -> NetworkDetail {
@@ -126,6 +156,7 @@ pub(crate) fn attachment() -> Attachment {
         gateways: vec![ip("198.51.100.1")],
         host: "h1".to_owned(),
         elapsed_ms: 7.25,
+        queued: false,
     }
 }
 

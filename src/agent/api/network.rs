@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fdb::{OriginKind, Place};
-use membership::key::NetworkName;
+use membership::ipam;
+use membership::key::{HostName, NetworkName};
 use membership::network::NetworkSpec;
-use membership::record::{Mode, NetworkRecord, SourceCheck};
+use membership::record::{Mode, NetworkRecord, RangeError, SourceCheck};
 
 use super::{Agent, Answer};
 use crate::agent::networks::TAP;
@@ -32,6 +33,10 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
         types::Gateway::Addresses(addresses) => addresses,
         types::Gateway::None => Vec::new(),
     };
+    for range in &request.exclude {
+        let range = range.parse().map_err(|err: RangeError| Error::bad_request(err.to_string()))?;
+        spec.exclude.push(range);
+    }
     spec.labels = request.labels;
     if request.nat_outgoing {
         return Err(unsupported_nat());
@@ -154,6 +159,8 @@ pub(super) async fn detail(agent: &Agent, record: &NetworkRecord) -> Answer<type
         network: listing(agent, record).await,
         mtu_requested: record.mtu,
         gateways: record.gateways.clone(),
+        exclude: record.exclude.iter().map(ToString::to_string).collect(),
+        pools: pools(agent, record),
         nat_outgoing: record.options.nat_outgoing.unwrap_or(false),
         options: options_in_use(record),
         labels: record.labels.clone(),
@@ -166,8 +173,48 @@ pub(super) async fn detail(agent: &Agent, record: &NetworkRecord) -> Answer<type
             port: TAP.to_owned(),
             queues: u16::try_from(local.queues).unwrap_or(u16::MAX),
             endpoints: endpoints_here as u64,
+            reserved: agent.reserve.ready(&record.id).into_iter().collect(),
             reason: None,
         }),
+    })
+}
+
+/// How full the subnets are, by the blocks and the endpoints.
+fn pools(agent: &Agent, record: &NetworkRecord) -> Vec<types::Pool> {
+    let told = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
+    agent.tables.view(|view| {
+        let blocks = view.blocks_of(&record.id).map(|(cidr, item)| (cidr, item.record.as_ref()));
+        let pool = |usage: ipam::Usage| {
+            let mut hosts: BTreeMap<&str, types::PoolHost> = BTreeMap::new();
+            let fresh = |host: &HostName| types::PoolHost {
+                host: host.to_string(),
+                endpoints: 0,
+                reserved: 0,
+                blocks: 0,
+            };
+            for (host, share) in &usage.by_host {
+                let row = hosts.entry(host.as_str()).or_insert_with(|| fresh(host));
+                row.reserved = share.reserved.into();
+                row.blocks = share.blocks.into();
+            }
+            for item in view.endpoints_of(&record.id) {
+                let here = item.record.ips.iter().filter(|ip| usage.subnet.contains(*ip)).count();
+                if here != 0 {
+                    let host = &item.record.host;
+                    hosts.entry(host.as_str()).or_insert_with(|| fresh(host)).endpoints +=
+                        here as u64;
+                }
+            }
+            types::Pool {
+                subnet: usage.subnet,
+                capacity: told(usage.capacity),
+                used: told(usage.used),
+                reserved: told(usage.reserved),
+                percent: usage.percent(),
+                hosts: hosts.into_values().collect(),
+            }
+        };
+        ipam::usage(record, blocks).into_iter().map(pool).collect()
     })
 }
 

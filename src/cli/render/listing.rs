@@ -189,7 +189,12 @@ pub fn attachment(attachment: &Attachment, style: Style) -> String {
     }
     facts.add("host", &attachment.host);
     facts.add("took", format!("{:.1} ms", attachment.elapsed_ms));
-    facts.render(style)
+    let mut text = facts.render(style);
+    if attachment.queued {
+        let note = "the store is away: other hosts reach it when it is back";
+        let _ = writeln!(text, "{}", style.paint(Tone::Warning, note));
+    }
+    text
 }
 
 /// `skybridge detach`.

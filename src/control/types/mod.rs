@@ -17,7 +17,7 @@ pub use listing::{
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
-    StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
+    Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
     Datapath, Offload, OffloadState, Session, SessionState, Status, Store, StoreState, Warning,
