@@ -289,6 +289,7 @@ async fn serve(
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     ended.spawn(crate::agent::reserve::keep(Arc::clone(&agent)));
+    ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let until = async move {

@@ -17,13 +17,15 @@
 //! - *session*: keeps this host's record under a lease, for as long as the agent runs;
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
 //!   told, notices sandboxes that are gone;
-//! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away.
+//! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
+//! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
 pub mod api;
 pub mod attention;
 pub mod figures;
+pub mod garbage;
 pub mod networks;
 pub mod reserve;
 pub mod state;

@@ -83,6 +83,8 @@ struct Pages {
     running: Option<Duration>,
     /// What the store's blocks were when a network could not be topped up further.
     short: BTreeMap<String, (i64, usize)>,
+    /// Networks in whose blocks no request of this host can be on its way any more.
+    fenced: BTreeSet<String>,
 }
 
 /// The reserve of this host.
@@ -216,6 +218,12 @@ impl Book {
         }
         pages.networks.entry(network.to_owned()).or_default().extend(unused);
         self.save(&mut pages)
+    }
+
+    /// The store did not answer a request about addresses of this network: it may still do what it
+    /// was asked.
+    pub fn unanswered(&self, network: &str) {
+        self.lock().fenced.remove(network);
     }
 
     /// Has the background task look at once.
@@ -386,9 +394,12 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
         }
     }
     for _ in 0..ATTEMPTS {
-        let (ended, ready) = {
-            let pages = book.lock();
-            (pages.ended, pages.networks.get(id).cloned().unwrap_or_default())
+        let (ended, ready, fence) = {
+            let mut pages = book.lock();
+            // Set again by its success; what goes unanswered meanwhile takes it back.
+            let fence = !pages.fenced.contains(id);
+            pages.fenced.insert(id.to_owned());
+            (pages.ended, pages.networks.get(id).cloned().unwrap_or_default(), fence)
         };
         let wish = Wish {
             network: record,
@@ -396,10 +407,15 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
             count,
             used: &used(agent, &record.id),
             ready: &ready,
+            fence,
         };
-        let reserved = reserve::reserve(&agent.store, wish)
-            .await
-            .map_err(|err| Failure::Store(err.to_string()))?;
+        let reserved = match reserve::reserve(&agent.store, wish).await {
+            Ok(reserved) => reserved,
+            Err(err) => {
+                book.unanswered(id);
+                return Err(Failure::Store(err.to_string()));
+            }
+        };
         let notes = agent.attachments();
         let mut pages = book.lock();
         if pages.ended != ended {
@@ -445,6 +461,7 @@ async fn give_back(agent: &Agent, wanted: &BTreeSet<NetworkId>) -> Result<(), Fa
         for id in &gone {
             pages.networks.remove(id);
             pages.short.remove(id);
+            pages.fenced.remove(id);
         }
         if !gone.is_empty() {
             agent.reserve.save(&mut pages)?;

@@ -152,6 +152,10 @@ pub async fn look_after(agent: Arc<Agent>) {
             restore_attachments(&agent, false).await;
         }
         detach_gone(&agent).await;
+        if agent.session().state == SessionState::Held && agent.watch_status().is_connected() {
+            // A request whose answer was lost may be carried out after all that undid it.
+            remove_orphans(&agent).await;
+        }
     }
 }
 
@@ -292,10 +296,13 @@ async fn after_first_listing(agent: Arc<Agent>) {
     remove_orphans(&agent).await;
 }
 
-/// Endpoints that the store says are here and that nothing here knows of: of an earlier run that
-/// lost its notes, or of a machine that had this name before. A note is written before its record,
+/// Endpoints that the store says are here and that nothing here knows of: of a request that was given
+/// up and carried out all the same, of an earlier run that lost its notes, or of a machine that had this name before. A note is written before its record,
 /// so a record without one is nobody's; the notes are read last for the same reason.
 async fn remove_orphans(agent: &Agent) {
+    if !agent.tables.is_complete() {
+        return;
+    }
     let here: Vec<_> = agent.tables.view(|view| {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)

@@ -74,6 +74,9 @@ pub enum Command {
     /// Show counters
     #[command(long_about = help::STATS, after_long_help = help::STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Find, and with --apply remove, what no living owner has in the store
+    #[command(long_about = help::GC, after_long_help = help::GC_EXAMPLES)]
+    Gc(GcArgs),
     /// Run a command or a shell in a network's private namespace
     #[command(long_about = help::ENTER, after_long_help = help::ENTER_EXAMPLES)]
     Enter(EnterArgs),
@@ -386,6 +389,20 @@ pub struct StatsArgs {
     /// Show the counters that are zero too
     #[arg(long)]
     pub all: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// `skybridge gc`.
+#[derive(Args, Clone, Debug)]
+pub struct GcArgs {
+    /// Remove it; without this it is only shown
+    #[arg(long)]
+    pub apply: bool,
+    /// This host will not come back: take what it has at once, and its record too
+    #[arg(long, value_name = "NAME", value_parser = check::name)]
+    pub host: Option<String>,
     /// How it is printed.
     #[command(flatten)]
     pub listing: Listing,

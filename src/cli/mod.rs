@@ -24,7 +24,9 @@ pub use table::Style;
 use crate::config::{self, Config, Purpose};
 use crate::control::check::{Check, Invalid};
 use crate::control::client::{self, Client};
-use crate::control::types::{self, Attach, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd};
+use crate::control::types::{
+    self, Attach, CollectGarbage, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd,
+};
 use args::{Command, Connection, Listing, NetworkCommand, VtepCommand};
 use render::Sorted as _;
 use table::Tone;
@@ -323,6 +325,13 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
             let mut answer = client(&args.listing.connection).drops().await?;
             answer.sort_rows();
             show(&args.listing, &answer, |rows, style| render::drops(rows, args.all, style))
+        }
+        Command::Gc(args) => {
+            let request = CollectGarbage { apply: args.apply, host: args.host };
+            checked(&request)?;
+            let mut answer = client(&args.listing.connection).collect_garbage(&request).await?;
+            answer.sort_rows();
+            show(&args.listing, &answer, |rows, style| render::garbage(rows, style))
         }
         Command::Stats(args) if args.watch => watch::watch(&args).await,
         Command::Stats(args) => {

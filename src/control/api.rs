@@ -3,9 +3,9 @@
 use std::future::Future;
 
 use super::types::{
-    Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, Error, FdbEntry, Host,
-    Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, UpdateNetwork,
-    VtepAdd,
+    Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
+    FdbEntry, Garbage, Host, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats,
+    Status, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -72,6 +72,11 @@ pub trait Api: Send + Sync + 'static {
     ) -> impl Future<Output = Answer<Vec<NeighborEntry>>> + Send;
     /// Drops by reason and network, those that never happened included.
     fn drops(&self) -> impl Future<Output = Answer<Vec<Drops>>> + Send;
+    /// What no living owner has; removed only where the request says so.
+    fn collect_garbage(
+        &self,
+        request: CollectGarbage,
+    ) -> impl Future<Output = Answer<Vec<Garbage>>> + Send;
     /// All counters.
     fn stats(&self) -> impl Future<Output = Answer<Stats>> + Send;
 }

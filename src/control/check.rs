@@ -13,7 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
-use super::types::{Attach, CreateNetwork, Detach, Error, Gateway, UpdateNetwork, VtepAdd};
+use super::types::{
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, UpdateNetwork, VtepAdd,
+};
 
 /// Longest name of a network, endpoint or host, in bytes.
 pub const NAME_MAX: usize = 63;
@@ -396,6 +398,12 @@ fn check_pairs<V>(
             .next_step(format!("give at most {PAIRS_MAX}")));
     }
     pairs.iter().try_for_each(|(key, v)| part(what, check_pair(key, value(v))))
+}
+
+impl Check for CollectGarbage {
+    fn check(&self) -> Result<(), Error> {
+        self.host.iter().try_for_each(|host| part("host", name(host).map(drop)))
+    }
 }
 
 impl Check for CreateNetwork {

@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::types::{
-    self, Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, FdbEntry, Host,
-    Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, UpdateNetwork,
-    VtepAdd,
+    self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
+    FdbEntry, Garbage, Host, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats,
+    Status, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.
@@ -334,6 +334,14 @@ impl Client {
     /// See [`Error`].
     pub async fn drops(&self) -> Result<Vec<Drops>, Error> {
         self.read("/v1/drops").await
+    }
+
+    /// What no living owner has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn collect_garbage(&self, request: &CollectGarbage) -> Result<Vec<Garbage>, Error> {
+        self.send(Method::POST, "/v1/gc", request).await
     }
 
     /// All counters.

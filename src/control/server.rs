@@ -39,7 +39,9 @@ use tokio::net::UnixListener;
 
 use super::api::{Answer, Api};
 use super::check::{self, Check};
-use super::types::{Attach, CreateNetwork, Detach, Error, ErrorCode, UpdateNetwork, VtepAdd};
+use super::types::{
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, UpdateNetwork, VtepAdd,
+};
 
 /// Largest request body in bytes.
 pub const BODY_MAX: usize = 256 * 1024;
@@ -293,6 +295,7 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         .route("/v1/neighbors", get(neighbors::<A>))
         .route("/v1/drops", get(drops::<A>))
         .route("/v1/stats", get(stats::<A>))
+        .route("/v1/gc", post(collect_garbage::<A>))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(api)
@@ -410,6 +413,13 @@ async fn drops<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {
 
 async fn stats<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {
     run(async move { api.stats().await }).await
+}
+
+async fn collect_garbage<A: Api>(
+    State(api): State<Arc<A>>,
+    Body(request): Body<CollectGarbage>,
+) -> impl IntoResponse {
+    run(async move { api.collect_garbage(request).await }).await
 }
 
 async fn unknown_path() -> Error {

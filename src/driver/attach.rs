@@ -242,6 +242,7 @@ async fn publish(
         forget(agent, note).await;
         return Err(error);
     }
+    agent.reserve.unanswered(network.id.as_str());
     let cause = error.cause.clone().unwrap_or_default();
     if offline::check(agent, network, request, reserved, &cause).is_ok() {
         return Ok(offline::record(agent, network, request, id, reserved));

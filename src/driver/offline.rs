@@ -211,6 +211,7 @@ async fn publish_one(agent: &Agent, note: &Attachment) -> Result<(), String> {
             Ok(())
         }
         Err(endpoint::Error::Store(err) | endpoint::Error::Address(ipam::Error::Store(err))) => {
+            agent.reserve.unanswered(&note.network);
             Err(err.to_string())
         }
         Err(refused) => quarantine(agent, note, refused.to_string()).await,

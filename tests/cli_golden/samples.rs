@@ -160,6 +160,32 @@ pub(crate) fn attachment() -> Attachment {
     }
 }
 
+pub(crate) fn garbage(applied: bool) -> Vec<Garbage> {
+    let state = if applied { GarbageState::Removed } else { GarbageState::Found };
+    vec![
+        Garbage {
+            kind: "name".to_owned(),
+            key: "names/old".to_owned(),
+            network: None,
+            host: None,
+            reason: "network 51f0a3b87e2c0001 has no record".to_owned(),
+            age_ms: None,
+            state,
+            cause: None,
+        },
+        Garbage {
+            kind: "endpoint".to_owned(),
+            key: "endpoints/51f0a3b87e2c4d90/3f9c2a71b0d84e55".to_owned(),
+            network: Some("blue".to_owned()),
+            host: Some("h3".to_owned()),
+            reason: "host h3 has been absent for 26 h (198.51.100.7)".to_owned(),
+            age_ms: Some(93_600_000),
+            state,
+            cause: None,
+        },
+    ]
+}
+
 pub(crate) fn detached() -> Vec<Detached> {
     let detached = |queued: bool| Detached {
         endpoint: "3f9c2a71b0d84e55".to_owned(),
@@ -413,6 +439,7 @@ pub(crate) fn lonely_status() -> Status {
 
 pub(crate) fn create_network() -> CreateNetwork {
     CreateNetwork {
+        exclude: Vec::new(),
         name: "blue".to_owned(),
         subnets: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:51::/64".parse().unwrap()],
         mode: Mode::Vxlan,

@@ -20,7 +20,6 @@ use crate::store::{Entry, Error, Store};
 pub(super) struct Item<T> {
     pub(super) record: Option<T>,
     pub(super) revision: i64,
-    pub(super) lease: i64,
 }
 
 /// A mark of absence.
@@ -60,11 +59,7 @@ pub(super) struct Model {
 }
 
 fn item<T: Stored>(key: &Key, entry: &Entry) -> Item<T> {
-    Item {
-        record: T::decode(key, &entry.value).ok(),
-        revision: entry.mod_revision,
-        lease: entry.lease,
-    }
+    Item { record: T::decode(key, &entry.value).ok(), revision: entry.mod_revision }
 }
 
 impl Model {

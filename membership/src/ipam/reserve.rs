@@ -15,6 +15,10 @@
 //! The MAC that belongs to a reserved IPv4 address is as good as held: an address whose MAC
 //! somebody has is not reserved, and nobody is given the MAC of a reserved address.
 //!
+//! **Late requests.** A request whose answer was lost may be carried out long after. So an address
+//! enters the host's book only by the answer of a [`reserve`] that wrote its block after such a request
+//! was made ([`Wish::fence`]): whatever is still on its way compares the block as it was before.
+//!
 //! A host reserves at most a sixteenth of a subnet, and nothing of one that is three quarters full:
 //! where addresses are scarce, they are for those who are there.
 
@@ -57,6 +61,10 @@ pub struct Wish<'a> {
     pub used: &'a BTreeSet<IpAddr>,
     /// Addresses that the host counts on: they stay reserved if they are.
     pub ready: &'a BTreeSet<IpAddr>,
+    /// Whether a request of this host about these addresses may still be on its way, because its
+    /// answer never came. The blocks are written then though nothing changes, and the late request,
+    /// which compares them, comes to nothing.
+    pub fence: bool,
 }
 
 /// Brings what a host has reserved to what it wants, as far as the subnets allow. Returns all that
@@ -68,8 +76,8 @@ pub struct Wish<'a> {
 pub async fn reserve(store: &Store, wish: Wish<'_>) -> Result<BTreeSet<IpAddr>, Error> {
     let network = wish.network;
     let _turn = store.turn().await;
-    // Addresses whose MAC somebody has.
-    let mut skip = BTreeSet::new();
+    // Addresses in use, whatever the store has of them, and addresses whose MAC somebody has.
+    let mut skip = wish.used.clone();
     let mut failures = 0;
     loop {
         let found = store.read(Pool::reads(store, &network.id)).await?.reads;
@@ -198,6 +206,9 @@ impl Wish<'_> {
         for (cidr, block) in blocks.iter().filter(|(_, block)| block.host == *self.host) {
             let all = block.reserved.iter().map(|offset| plan::address(*cidr, offset));
             change.reserved.extend(all.filter(|ip| !self.used.contains(ip)));
+            if self.fence && !block.reserved.is_empty() {
+                change.blocks.insert(*cidr, block.clone());
+            }
         }
         for ipv6 in [false, true] {
             let mut left = self.count;

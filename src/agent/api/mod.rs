@@ -11,6 +11,7 @@ use fdb::{NetworkTables, Place, Snapshot};
 use membership::network as records;
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 
+use super::garbage;
 use super::networks::TAP;
 use super::{Agent, ECHO_TIMEOUT, network_error};
 use crate::control::Api;
@@ -205,6 +206,10 @@ impl Api for Control {
         let mut listed = listings::drops(&self.0);
         listed.extend(listings::bridge_drops(&self.0).await);
         Ok(listed)
+    }
+
+    async fn collect_garbage(&self, request: types::CollectGarbage) -> Answer<Vec<types::Garbage>> {
+        garbage::on_demand(&self.0, request).await
     }
 
     async fn stats(&self) -> Answer<types::Stats> {

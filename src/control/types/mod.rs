@@ -3,6 +3,7 @@
 
 mod endpoint;
 mod error;
+mod garbage;
 mod listing;
 mod network;
 mod status;
@@ -11,6 +12,7 @@ pub use endpoint::{
     Attach, Attachment, DEFAULT_IFNAME, Detach, DetachTarget, Detached, Endpoint, EndpointState,
 };
 pub use error::{Error, ErrorCode};
+pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
     Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, NeighborEntry, NetworkStats,
     PlaceKind, SourceKind, Stats,
