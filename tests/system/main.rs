@@ -11,6 +11,7 @@ mod attach;
 mod errors;
 mod faults;
 mod interop;
+mod ipam;
 mod lab;
 mod offload;
 mod recovery;
@@ -30,5 +31,6 @@ fn main() {
     recovery::register(&mut suite);
     faults::register(&mut suite);
     errors::register(&mut suite);
+    ipam::register(&mut suite);
     suite.run();
 }
