@@ -392,8 +392,8 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     }
 }
 
-/// Sets the port of an attachment down: nothing comes from it or goes to it any more, and the
-/// sandbox sees that its link is gone. Returns whether it was found.
+/// Sets the port of an attachment down and takes its MAC out of the bridge: nothing comes from it or
+/// goes to it any more, and the sandbox sees that its link is gone. Returns whether it was found.
 ///
 /// # Errors
 /// `Netlink`, `Timeout`.
@@ -401,7 +401,14 @@ pub async fn down(network: &NetworkNs, owner: &Owner, endpoint: &str) -> Result<
     let Some(port) = network.netlink().link(&owner.port(endpoint)).await? else {
         return Ok(false);
     };
-    network.netlink().set(&port, Vec::new(), Some(false)).await?;
+    let netlink = network.netlink();
+    netlink.set(&port, Vec::new(), Some(false)).await?;
+    // Its MAC may be that of an endpoint elsewhere, which the bridge must not look for here.
+    for entry in netlink.fdb().await? {
+        if entry.port == port.index && entry.bridge.is_some() && entry.kind != FdbKind::Local {
+            netlink.fdb_delete(&port, entry.mac).await?;
+        }
+    }
     Ok(true)
 }
 

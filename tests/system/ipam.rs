@@ -103,7 +103,11 @@ fn attach_while_the_store_is_away() {
         traffic::ping(asked_for.netns(), offline.address(family), 56);
         traffic::ping(containers[0].netns(), containers[1].address(family), 56);
     }
-    assert!(warnings(agent).contains("2 endpoints of this host were attached while the store"));
+    wait_until("status tells of both", Duration::from_secs(10), || {
+        warnings(agent)
+            .contains("2 endpoints of this host were attached while the store")
+            .then_some(())
+    });
 
     // It outlives the agent, whose next run has no store either.
     agent.kill9();
@@ -207,6 +211,9 @@ fn a_lost_reserve_is_quarantined() {
     let address = offline.address(Family::V4);
     agent.kill9();
     lab.etcd().restart();
+    wait_until("the first host has the store again", Duration::from_secs(20), || {
+        (agents[0].json(&["status"])["store"]["state"] == "connected").then_some(())
+    });
     // Somebody takes the reserve away by hand.
     let blocks = format!("/skybridge/v1/ipam/{network}/blocks/");
     for block in blocks_of(&lab, &blocks) {
@@ -221,9 +228,6 @@ fn a_lost_reserve_is_quarantined() {
             put(&lab, &block, &changed.to_string());
         }
     }
-    wait_until("the first host has the store again", Duration::from_secs(20), || {
-        (agents[0].json(&["status"])["store"]["state"] == "connected").then_some(())
-    });
     let holder = agents[0].container(&lab, NETWORK, "holder", &["--ip", &address.to_string()]);
     agent.start();
     wait_until("it is quarantined", Duration::from_secs(20), || {
