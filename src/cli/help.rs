@@ -192,7 +192,8 @@ pub(super) const ATTACH: &str = "\
 Attach a network namespace to a network
 
 Makes an interface in the namespace with free addresses of the network (or those asked for) and
-publishes it: when the command returns, it is up here, and other hosts know it within moments.";
+publishes it: when the command returns, it is up here, and other hosts know it within moments. While
+the store is away it takes addresses that this host has reserved, and other hosts know it later.";
 
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:
