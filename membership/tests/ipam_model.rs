@@ -9,7 +9,7 @@
 //! order which is checked.
 //!
 //! `SKYBRIDGE_MODEL_SEEDS=FIRST..LAST` runs other seeds; a failure names its seed.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod common;
 
@@ -452,13 +452,16 @@ impl Picture {
     }
 }
 
+/// A key with its new value; `None` for one that is gone.
+type Change = (Key, Option<Vec<u8>>);
+
 /// Plays the store's history and checks it at each revision. Returns how many there were.
 async fn judge(world: &World, from: i64, to: i64, uses: &[Use]) -> usize {
     let store = world.store();
     let mut raw = world.raw().await;
     let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(from);
     let mut stream = raw.watch(store.keys().range(Range::All), Some(options)).await.unwrap();
-    let mut history: BTreeMap<i64, Vec<(Key, Option<Vec<u8>>)>> = BTreeMap::new();
+    let mut history: BTreeMap<i64, Vec<Change>> = BTreeMap::new();
     // The last write of the run is a mark of the test's own.
     while history.keys().next_back().is_none_or(|last| *last < to) {
         let message = stream.message().await.unwrap().unwrap();

@@ -26,6 +26,7 @@ pub mod api;
 pub mod attention;
 pub mod figures;
 pub mod garbage;
+mod guards;
 pub mod networks;
 pub mod reserve;
 pub mod state;
@@ -49,8 +50,7 @@ pub use errors::{endpoint_error, link_error, network_error, state_error, store_e
 use crate::config::Config;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
-use crate::link::source_check::{self, Guarded};
-use networks::{LocalNetwork, Networks};
+use networks::Networks;
 use reserve::Book;
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
@@ -310,57 +310,6 @@ impl Agent {
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
         self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
         Ok(())
-    }
-
-    /// Installs the source checks of a network's ports: those of all its attachments, and of
-    /// `extra`, which may not be noted as attached yet.
-    ///
-    /// # Errors
-    /// When the rules are refused.
-    pub async fn guard_ports(
-        &self,
-        local: &LocalNetwork,
-        extra: Option<&Attachment>,
-    ) -> Result<(), Error> {
-        let id = local.id.as_str();
-        // Who comes second sees what the first has noted, so that neither takes a check back.
-        let _turn = local.guarding.lock().await;
-        let noted = self.attachments();
-        let here = noted.iter().filter(|note| note.network == id && note.stage != Stage::Detaching);
-        let notes: BTreeMap<&str, &Attachment> =
-            here.chain(extra).map(|note| (note.endpoint.as_str(), note)).collect();
-        let found = crate::link::endpoint::find(&local.namespace, self.networks.owner())
-            .await
-            .map_err(|err| link_error(&err))?;
-        let ports: Vec<Guarded> = found
-            .iter()
-            .filter_map(|port| {
-                let note = notes.get(port.endpoint.as_deref()?)?;
-                Some(Guarded {
-                    port: port.port.name.clone(),
-                    index: port.port.index,
-                    mac: note.mac,
-                    addresses: note.ips.iter().map(ipnet::IpNet::addr).collect(),
-                })
-            })
-            .collect();
-        let key = "source-check";
-        match source_check::apply(&local.namespace, &ports).await {
-            Ok(()) => {
-                self.clear_warning(key);
-                Ok(())
-            }
-            Err(err @ crate::link::Error::Nft { .. }) => {
-                // The bridge still refuses foreign MACs; what is missing is the check of addresses.
-                self.warn(
-                    key,
-                    format!("the source addresses of sandboxes are not checked: {err}"),
-                    Some("install nftables (`apt-get install nftables`)".to_owned()),
-                );
-                Ok(())
-            }
-            Err(err) => Err(link_error(&err)),
-        }
     }
 
     /// Notes something that needs attention, once per `key`.

@@ -119,7 +119,7 @@ pub fn range(text: &str) -> Result<String, Invalid> {
         Some((first, last)) => (first.parse::<IpAddr>().ok(), last.parse::<IpAddr>().ok()),
         None => {
             let net = text.parse::<IpNet>().ok();
-            let one = text.parse().ok().or(net.map(|net| net.network()));
+            let one = text.parse().ok().or_else(|| net.map(|net| net.network()));
             (one, one)
         }
     };

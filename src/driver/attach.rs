@@ -173,7 +173,7 @@ async fn attach_held(
         } else {
             agent.tables.wait_for_endpoint(&network.id, id, ECHO_TIMEOUT).await?;
         }
-        agent.guard_ports(local, Some(&note)).await?;
+        agent.guard_port(local, &note).await?;
         up(&local.namespace, &plugged).await.map_err(|err| link_error(&err))?;
         note.stage = Stage::Attached;
         agent.mark_settled(&note.endpoint);
@@ -319,7 +319,7 @@ pub async fn take_down(agent: &Agent, note: &mut Attachment) -> Result<(), Error
         if let Ok(endpoint) = EndpointId::new(&note.endpoint) {
             agent.tables.forget_endpoint(&id, &endpoint);
         }
-        agent.guard_ports(&local, None).await?;
+        agent.unguard_port(&local, &note.endpoint).await?;
         drop(local);
         release(agent, &id, &note.endpoint).await?;
     } else {
@@ -354,7 +354,7 @@ pub async fn restore(
         {
             agent.tables.put_own(record);
         }
-        agent.guard_ports(&local, Some(note)).await?;
+        agent.guard_port(&local, note).await?;
         up(&local.namespace, &plugged).await.map_err(failed)
     }
     .await;

@@ -392,6 +392,19 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     }
 }
 
+/// The port of an attachment: its name and its index.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn port(
+    network: &NetworkNs,
+    owner: &Owner,
+    endpoint: &str,
+) -> Result<Option<(String, u32)>, Error> {
+    let found = network.netlink().link(&owner.port(endpoint)).await?;
+    Ok(found.map(|port| (port.name, port.index)))
+}
+
 /// Sets the port of an attachment down and takes its MAC out of the bridge: nothing comes from it or
 /// goes to it any more, and the sandbox sees that its link is gone. Returns whether it was found.
 ///

@@ -108,7 +108,7 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
             facts.add("bridge", &local.bridge);
             facts.add("port", format!("{}, {}", local.port, plural(local.queues.into(), "queue")));
             facts.add("local endpoints", local.endpoints);
-            facts.add("reserved here", plural(local.reserved.len() as u64, "address"));
+            facts.add("reserved here", joined(&local.reserved));
         }
         None => facts.add("here", here),
     }
