@@ -104,6 +104,8 @@ pub struct Agent {
     /// Held while the store is told of an endpoint that was attached without it, or while such an
     /// endpoint is forgotten.
     pub publishing: tokio::sync::Mutex<()>,
+    /// Told when this host is present in the store.
+    present: tokio::sync::Notify,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
     /// Address on which this process serves the embedded store.
@@ -161,6 +163,7 @@ impl Agent {
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
             publishing: tokio::sync::Mutex::default(),
+            present: tokio::sync::Notify::new(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
             embedded: parts.embedded,

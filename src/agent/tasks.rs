@@ -128,6 +128,10 @@ pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -
             noted.lease = lease;
             noted.incarnation = session.incarnation();
         }
+        if held == SessionState::Held {
+            // What waited for the store is told now.
+            agent.present.notify_one();
+        }
         if state.changed().await.is_err() {
             return "the session ended by itself".to_owned();
         }
@@ -144,6 +148,7 @@ pub async fn look_after(agent: Arc<Agent>) {
             _ = tick.tick() => {}
             // A store that is back is told at once.
             Ok(()) = status.changed() => {}
+            () = agent.present.notified() => {}
         }
         finish_detaches(&agent).await;
         offline::publish(&agent).await;
