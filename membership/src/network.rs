@@ -338,7 +338,7 @@ pub async fn list(store: &Store) -> Result<Vec<Found<NetworkRecord>>, Error> {
 ///
 /// # Errors
 ///
-/// What `change` returns, [`Error::Fixed`], what [`check`] finds, or why the store did not do it.
+/// What `change` returns, [`Error::Fixed`], what [`check()`] finds, or why the store did not do it.
 pub async fn update(
     store: &Store,
     name_or_id: &str,
