@@ -193,6 +193,12 @@ pub struct Store {
     pub reserved_addresses: usize,
 }
 
+/// A duration as the configuration writes it.
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
+    parse::duration_text(duration)
+}
+
 /// The datapath.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datapath {

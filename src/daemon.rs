@@ -54,9 +54,6 @@ use crate::telemetry::{logs, metrics};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
 
-/// The least time that what a restored store lacks counts as present: its owners come back within
-/// two seconds and write it again.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long the session may take to say goodbye to the store.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How long one request to the store may take: somebody waits at a command for one or two of them.
@@ -216,7 +213,7 @@ async fn serve(
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
     let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
-    let wanted = WatchConfig { grace: config.store.hold_down.max(GRACE), ..WatchConfig::default() };
+    let wanted = WatchConfig { grace: republish::grace(&config), ..WatchConfig::default() };
     let watch = Watch::start(store.clone(), wanted, known);
     let host = host_record(&name, &identity, &vteps, underlay_mtu);
     let session = Arc::new(Session::spawn(store.clone(), host, config.store.lease));
@@ -273,6 +270,8 @@ async fn serve(
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
     ended.spawn(republish::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
+    ended.spawn(crate::agent::reserve::keep(Arc::clone(&agent)));
+    ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {

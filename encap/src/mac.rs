@@ -26,6 +26,15 @@ impl MacAddr {
         Self([0x02, 0x42, a, b, c, d])
     }
 
+    /// The IPv4 address that [`Self::from_ipv4`] makes this MAC of.
+    #[must_use]
+    pub fn to_ipv4(self) -> Option<core::net::Ipv4Addr> {
+        match self.0 {
+            [0x02, 0x42, a, b, c, d] => Some([a, b, c, d].into()),
+            _ => None,
+        }
+    }
+
     /// The address as a number below 2^48, first byte most significant.
     #[must_use]
     pub fn to_u64(self) -> u64 {
@@ -125,6 +134,9 @@ mod tests {
     fn group_and_zero_addresses_are_not_unicast() {
         assert!(!MacAddr::ZERO.is_unicast());
         assert!(!MacAddr::BROADCAST.is_unicast());
-        assert!(MacAddr::from_ipv4([192, 0, 2, 1].into()).is_unicast());
+        let of_ip = MacAddr::from_ipv4([192, 0, 2, 1].into());
+        assert!(of_ip.is_unicast());
+        assert_eq!(of_ip.to_ipv4(), Some([192, 0, 2, 1].into()));
+        assert_eq!(MacAddr::ZERO.to_ipv4(), None);
     }
 }

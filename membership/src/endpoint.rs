@@ -3,8 +3,12 @@
 //! A MAC is unique within its network: `ipam/NETWORK/macs/MAC` is created with the endpoint if it
 //! is absent, and removed with it. The transaction also compares that the network is there, so that
 //! an endpoint cannot appear in a network that is being removed.
+//!
+//! An endpoint that was made without the store, with addresses that its host had reserved
+//! ([`ipam::reserve`]), is created afterwards with `again` set: an endpoint that is there already and
+//! is the same counts as created, and whoever else has got its address or MAC is named.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -44,6 +48,19 @@ pub enum Error {
         /// Where.
         host: HostName,
     },
+    /// The MAC belongs to an address that a host holds for attaching without the store.
+    #[error(
+        "MAC {mac} belongs to address {ip}, which host {host} has reserved for attaching without \
+         the store: ask for another"
+    )]
+    MacReserved {
+        /// The MAC.
+        mac: MacAddr,
+        /// The address.
+        ip: IpAddr,
+        /// The host.
+        host: HostName,
+    },
     /// A MAC that no interface can have.
     #[error("MAC {0} cannot be used: it must be a unicast address and not zero")]
     MacInvalid(MacAddr),
@@ -57,6 +74,8 @@ pub enum Error {
         endpoint: EndpointId,
         /// The network's id.
         network: NetworkId,
+        /// The revision of the store at which it did not exist.
+        revision: i64,
     },
     /// A newer run of this host is registered: it speaks for the host now.
     #[error(
@@ -93,6 +112,12 @@ pub struct EndpointSpec {
     /// Wanted addresses that are held under this id ([`ipam::allocate`]), and a wanted MAC, become
     /// the endpoint's.
     pub adopt: Option<EndpointId>,
+    /// Addresses that the host has reserved ([`ipam::reserve`]) and that may be given to this
+    /// endpoint. They come before others for families without a wanted one.
+    pub reserved: Vec<IpAddr>,
+    /// An endpoint of this id that is there already, on this host and with just these addresses and
+    /// this MAC, is taken for this one.
+    pub again: bool,
 }
 
 /// A MAC from the ids: locally administered, unicast, the same for the same ids.
@@ -107,7 +132,9 @@ pub fn mac_from_ids(network: &NetworkId, endpoint: &EndpointId) -> MacAddr {
     MacAddr([0x02, a ^ f, b ^ g, c ^ h, d, e])
 }
 
-fn default_mac(network: &NetworkId, endpoint: &EndpointId, ips: &[IpAddr]) -> MacAddr {
+/// The MAC of an endpoint that asks for none: `02:42` and the IPv4 address, or one from the ids.
+#[must_use]
+pub fn default_mac(network: &NetworkId, endpoint: &EndpointId, ips: &[IpAddr]) -> MacAddr {
     let ipv4 = ips.iter().find_map(|ip| match ip {
         IpAddr::V4(ip) => Some(*ip),
         IpAddr::V6(_) => None,
@@ -188,6 +215,9 @@ impl Attempt<'_> {
             if self.tried.as_ref() == Some(&there.record) {
                 return Ok(self.tried.take());
             }
+            if spec.again && self.is_same(&there.record) {
+                return Ok(Some(there.record));
+            }
             return Err(Error::Exists { endpoint: self.id.clone(), host: there.record.host });
         }
         let pool = Pool::parse(store, blocks, resting);
@@ -197,6 +227,8 @@ impl Attempt<'_> {
             host: self.host,
             endpoint: &self.id,
             adopt: spec.adopt.as_ref(),
+            reserved: &spec.reserved,
+            early: false,
         };
         let mut steps = Steps::default();
         let theirs = known.first().and_then(|entry| Store::decode(&known_key, entry).ok());
@@ -209,7 +241,37 @@ impl Attempt<'_> {
         let revision = known.first().map_or(0, |entry| entry.mod_revision);
         steps.when.push(store.unchanged(&known_key, revision));
         let allocations = asker.plan(store, &pool, &spec.ips, &held, number, &mut steps)?;
+        self.check_mac(&pool, &allocations, &mut steps)?;
         self.write(&allocations, steps).await
+    }
+
+    fn is_same(&self, there: &EndpointRecord) -> bool {
+        let ips: BTreeSet<IpAddr> = there.ips.iter().copied().collect();
+        there.host == *self.host
+            && ips == self.spec.ips.iter().copied().collect()
+            && self.spec.mac.is_none_or(|mac| mac == there.mac)
+    }
+
+    /// A MAC that was asked for must not be that of a reserved address.
+    fn check_mac(
+        &self,
+        pool: &Pool,
+        allocations: &[Allocation],
+        steps: &mut Steps,
+    ) -> Result<(), Error> {
+        let Some(mac) = self.spec.mac else { return Ok(()) };
+        let Some(ip) = mac.to_ipv4().map(IpAddr::V4) else { return Ok(()) };
+        if allocations.iter().any(|allocation| allocation.ip == ip) {
+            return Ok(());
+        }
+        match ipam::reserved_by(pool, self.network, ip) {
+            None => Ok(()),
+            Some(ipam::Reserver::Host(host)) => Err(Error::MacReserved { mac, ip, host }),
+            Some(ipam::Reserver::Nobody(key, revision)) => {
+                steps.when.push(self.store.unchanged(&key, revision));
+                Ok(())
+            }
+        }
     }
 
     async fn write(
@@ -283,8 +345,9 @@ impl Attempt<'_> {
         let key = Key::Mac(self.network.id.clone(), mac);
         Ok(match self.store.get::<MacRecord>(&key).await? {
             Some(holder) if holder.record.endpoint != self.id => {
+                // Locally administered, and never one that belongs to an address.
                 let [_, a, b, c, d, e] = rand::random::<[u8; 6]>();
-                MacAddr([0x02, a, b, c, d, e])
+                MacAddr([0x0a, a, b, c, d, e])
             }
             _ => mac,
         })
@@ -306,7 +369,33 @@ pub async fn remove(
     network: &NetworkId,
     endpoint: &EndpointId,
     rest: Duration,
-) -> Result<EndpointRecord, Error> {
+) -> Result<Removed, Error> {
+    match remove_when(store, network, endpoint, rest, &[]).await? {
+        Some(removed) => Ok(removed),
+        // Nothing was asked that could not hold.
+        None => Err(store::Error::Busy { what: REMOVAL, attempts: ATTEMPTS }.into()),
+    }
+}
+
+const REMOVAL: &str = "removal of an endpoint";
+
+/// An endpoint that was removed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Removed {
+    /// What it was.
+    pub record: EndpointRecord,
+    /// A revision of the store at which it was gone.
+    pub revision: i64,
+}
+
+/// As [`remove`], and only while `conditions` hold; `None` when they do not.
+pub(crate) async fn remove_when(
+    store: &Store,
+    network: &NetworkId,
+    endpoint: &EndpointId,
+    rest: Duration,
+    conditions: &[Compare],
+) -> Result<Option<Removed>, Error> {
     let _turn = store.turn().await;
     let key = Key::Endpoint(network.clone(), endpoint.clone());
     let mut lease = 0;
@@ -315,13 +404,17 @@ pub async fn remove(
         if attempt > 0 {
             sleep(conflict_pause(attempt)).await;
         }
-        let Some(found) = store.get::<EndpointRecord>(&key).await? else {
+        let now = store.read(vec![store.read_key(&key)]).await?;
+        let Some(entry) = now.reads.first().and_then(|found| found.first()) else {
             // Gone after we tried: that was us.
-            return seen.ok_or_else(|| Error::NotFound {
+            let gone = seen.map(|record| Removed { record, revision: now.revision });
+            return gone.map(Some).ok_or_else(|| Error::NotFound {
                 endpoint: endpoint.clone(),
                 network: network.clone(),
+                revision: now.revision,
             });
         };
+        let found: Found<EndpointRecord> = Store::decode(&key, entry)?;
         let record = found.record;
         let mac_key = Key::Mac(network.clone(), record.mac);
         let mut steps = Steps::default();
@@ -335,13 +428,18 @@ pub async fn remove(
             steps.when.push(store.unchanged(&mac_key, holder.mod_revision));
             steps.then.push(store.delete(&mac_key));
         }
-        if store.txn(steps.when, steps.then, Vec::new()).await?.succeeded {
+        steps.when.extend_from_slice(conditions);
+        let outcome = store.txn(steps.when, steps.then, Vec::new()).await?;
+        if outcome.succeeded {
             info!(%endpoint, %network, "endpoint removed");
-            return Ok(record);
+            return Ok(Some(Removed { record, revision: outcome.revision }));
+        }
+        if !conditions.is_empty() && !store.holds(conditions).await? {
+            return Ok(None);
         }
         seen = Some(record);
     }
-    Err(store::Error::Busy { what: "removal of an endpoint", attempts: ATTEMPTS }.into())
+    Err(store::Error::Busy { what: REMOVAL, attempts: ATTEMPTS }.into())
 }
 
 /// The endpoints of a network whose records can be read, by id.

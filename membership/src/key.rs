@@ -4,6 +4,7 @@
 //! ids; names point to ids.
 //!
 //! ```text
+//!   absent/HOST                     a host that was seen absent, under a lease of its own
 //!   hosts/HOST                      a host that is present, under its lease
 //!   known/HOST                      the same record without a lease: a host that is away
 //!   vteps/ADDRESS                   who advertises a VTEP address, under the host's lease
@@ -196,6 +197,8 @@ random!(NetworkId, EndpointId, HostId);
 /// A key without its prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
+    /// A host that was seen absent.
+    Absent(HostName),
     /// Who holds an address of a network.
     Address(NetworkId, IpAddr),
     /// A block of addresses of a network.
@@ -224,6 +227,7 @@ impl fmt::Display for Key {
     /// The key below the prefix.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Absent(host) => write!(f, "absent/{host}"),
             Self::Address(network, ip) => write!(f, "ipam/{network}/addresses/{ip}"),
             Self::Block(network, cidr) => write!(f, "ipam/{network}/blocks/{cidr}"),
             Self::Endpoint(network, endpoint) => write!(f, "endpoints/{network}/{endpoint}"),
@@ -337,6 +341,7 @@ impl Keys {
 fn parse_rest(rest: &str) -> Option<Key> {
     let (kind, rest) = rest.split_once('/')?;
     Some(match kind {
+        "absent" => Key::Absent(rest.parse().ok()?),
         "endpoints" => {
             let (network, endpoint) = rest.split_once('/')?;
             Key::Endpoint(network.parse().ok()?, endpoint.parse().ok()?)

@@ -18,7 +18,8 @@
 //! - [`network`], [`endpoint`] and [`ipam`] are what users and drivers ask for. Each is one
 //!   transaction that compares what it read, is tried again when others were faster, and recognises
 //!   its own effect when an answer was lost.
-//! - [`restore`] writes again what the store has lost of somebody who is alive.
+//! - [`restore`] writes again what the store has lost of somebody who is alive, [`gc`] removes what
+//!   no living owner has.
 //! - [`embedded`] is a server of the same API for those who have no etcd, [`pki`] its certificates,
 //!   [`join`] the way of a host to one of them.
 //!
@@ -29,6 +30,7 @@ mod backoff;
 pub mod embedded;
 pub mod endpoint;
 mod file;
+pub mod gc;
 pub mod ipam;
 pub mod join;
 pub mod key;

@@ -1,5 +1,7 @@
 //! Networks: create, find, change, remove. Each operation is one transaction.
 
+mod check;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -9,13 +11,16 @@ use ipnet::IpNet;
 use tokio::time::sleep;
 use tracing::{Instrument, info, info_span};
 
-use crate::ipam::{ATTEMPTS, plan};
+use crate::ipam::ATTEMPTS;
 use crate::key::{Key, NetworkId, NetworkName, Range};
 use crate::record::{
-    EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep, VniRecord,
-    VtepClaimRecord,
+    AddressRange, EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep,
+    VniRecord, VtepClaimRecord,
 };
 use crate::store::{self, Found, Store, conflict_pause};
+
+pub use check::check;
+use check::check_vtep;
 
 /// The first VNI that is given out by itself; lower ones are for those who ask.
 pub const FIRST_VNI: u32 = 4096;
@@ -26,9 +31,20 @@ pub const MTU_MIN_V6: u16 = 1280;
 /// Most subnets of one network.
 pub const SUBNETS_MAX: usize = 16;
 
+/// Most excluded ranges of one network.
+pub const EXCLUDE_MAX: usize = 64;
+
 /// Why a network cannot be created, changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// A range of excluded addresses that no subnet has.
+    #[error("addresses {range} cannot be excluded: {cause}")]
+    Exclude {
+        /// The range.
+        range: AddressRange,
+        /// Why.
+        cause: String,
+    },
     /// Something that other records depend on.
     #[error("{0} of a network cannot be changed: create another network")]
     Fixed(&'static str),
@@ -144,6 +160,8 @@ pub struct NetworkSpec {
     pub mtu: Option<u16>,
     /// Its gateways, at most one per subnet; empty for none.
     pub gateways: Vec<IpAddr>,
+    /// Addresses that are never given out.
+    pub exclude: Vec<AddressRange>,
     /// Its options.
     pub options: NetworkOptions,
     /// Its labels.
@@ -163,6 +181,7 @@ impl NetworkSpec {
             subnets,
             mtu: None,
             gateways: Vec::new(),
+            exclude: Vec::new(),
             options: NetworkOptions::default(),
             labels: BTreeMap::new(),
         }
@@ -175,92 +194,10 @@ impl NetworkSpec {
         record.subnets.clone_from(&self.subnets);
         record.mtu = self.mtu;
         record.gateways.clone_from(&self.gateways);
+        record.exclude.clone_from(&self.exclude);
         record.options = self.options.clone();
         record.labels = self.labels.clone();
         record
-    }
-}
-
-/// Checks everything of a network that can be checked without the store.
-///
-/// # Errors
-///
-/// [`Error::Subnet`], [`Error::Gateway`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
-pub fn check(record: &NetworkRecord) -> Result<(), Error> {
-    if record.vni.get() == 0 {
-        return Err(Error::VniZero(record.vni));
-    }
-    check_subnets(&record.subnets)?;
-    check_gateways(record)?;
-    if let Some(mtu) = record.mtu {
-        let has_v6 = record.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
-        let (family, least) = if has_v6 { ("IPv6", MTU_MIN_V6) } else { ("IPv4", MTU_MIN_V4) };
-        if mtu < least {
-            return Err(Error::Mtu { mtu, family, least });
-        }
-    }
-    record.static_vteps.iter().try_for_each(check_vtep)
-}
-
-fn check_subnets(subnets: &[IpNet]) -> Result<(), Error> {
-    for (index, subnet) in subnets.iter().enumerate() {
-        let bad = |cause: String| Err(Error::Subnet { subnet: *subnet, cause });
-        if index >= SUBNETS_MAX {
-            return bad(format!("a network has at most {SUBNETS_MAX} subnets"));
-        }
-        if *subnet != subnet.trunc() {
-            return bad(format!("it has host bits set; did you mean {}?", subnet.trunc()));
-        }
-        let (longest, smallest) = if subnet.addr().is_ipv6() { (126, "/126") } else { (30, "/30") };
-        if subnet.prefix_len() > longest {
-            return bad(format!("it is too small; {smallest} is the smallest"));
-        }
-        let ip = subnet.addr();
-        if ip.is_multicast() || ip.is_loopback() || ip.is_unspecified() {
-            return bad("its addresses cannot be those of endpoints".to_owned());
-        }
-        if let Some(other) = subnets
-            .iter()
-            .take(index)
-            .find(|other| other.contains(subnet) || subnet.contains(*other))
-        {
-            return bad(format!("it overlaps with {other}"));
-        }
-    }
-    Ok(())
-}
-
-fn check_gateways(record: &NetworkRecord) -> Result<(), Error> {
-    let mut seen = BTreeSet::new();
-    for gateway in &record.gateways {
-        let bad = |cause| Err(Error::Gateway { gateway: *gateway, cause });
-        let Some(subnet) = record.subnet_of(*gateway) else {
-            return bad("it lies outside the subnets");
-        };
-        // What the gateways themselves exclude does not count here.
-        let ends = NetworkRecord { gateways: Vec::new(), ..record.clone() };
-        if plan::excluded(&ends, subnet, *gateway).is_some() {
-            return bad("it is the network or broadcast address");
-        }
-        if !seen.insert(subnet) {
-            return bad("its subnet has one already");
-        }
-    }
-    Ok(())
-}
-
-fn check_vtep(vtep: &StaticVtep) -> Result<(), Error> {
-    let bad = |cause: String| Err(Error::Vtep { address: vtep.address, cause });
-    let ip = vtep.address;
-    if ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() {
-        return bad("it is no unicast address of an underlay".to_owned());
-    }
-    if vtep.port == Some(0) {
-        return bad("its port is 0".to_owned());
-    }
-    match vtep.macs.iter().find(|known| !known.mac.is_unicast()) {
-        Some(known) => bad(format!("{} is no address of an interface", known.mac)),
-        None => Ok(()),
     }
 }
 
@@ -401,7 +338,7 @@ pub async fn list(store: &Store) -> Result<Vec<Found<NetworkRecord>>, Error> {
 ///
 /// # Errors
 ///
-/// What `change` returns, [`Error::Fixed`], what [`check`] finds, or why the store did not do it.
+/// What `change` returns, [`Error::Fixed`], what [`check()`] finds, or why the store did not do it.
 pub async fn update(
     store: &Store,
     name_or_id: &str,
@@ -566,36 +503,4 @@ pub async fn vtep_remove(
         Ok(())
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn checked(subnets: &[&str], gateways: &[&str]) -> Result<(), String> {
-        let subnets = subnets.iter().map(|text| text.parse().unwrap()).collect();
-        let mut spec = NetworkSpec::new(NetworkName::new("web").unwrap(), subnets);
-        spec.gateways = gateways.iter().map(|text| text.parse().unwrap()).collect();
-        let record = spec.record(NetworkId::random(), Vni::new(7).unwrap());
-        check(&record).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn subnets_are_checked() {
-        assert_eq!(checked(&["192.0.2.0/24", "2001:db8::/64"], &["192.0.2.1"]), Ok(()));
-        for (subnets, gateways, says) in [
-            (&["192.0.2.1/24"][..], &[][..], "did you mean 192.0.2.0/24?"),
-            (&["192.0.2.0/31"], &[], "too small"),
-            (&["2001:db8::/127"], &[], "too small"),
-            (&["192.0.2.0/24", "192.0.2.128/25"], &[], "overlaps with 192.0.2.0/24"),
-            (&["192.0.2.0/24", "192.0.2.0/24"], &[], "overlaps"),
-            (&["224.0.0.0/24"], &[], "endpoints"),
-            (&["192.0.2.0/24"], &["198.51.100.1"], "outside"),
-            (&["192.0.2.0/24"], &["192.0.2.255"], "broadcast"),
-            (&["192.0.2.0/24"], &["192.0.2.1", "192.0.2.2"], "one already"),
-        ] {
-            let error = checked(subnets, gateways).unwrap_err();
-            assert!(error.contains(says), "{error}");
-        }
-    }
 }

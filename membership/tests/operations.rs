@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use common::{Backend, Door, State, World, until};
 use encap::{MacAddr, Vni};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 use membership::endpoint::{self, EndpointSpec};
+use membership::ipam::reserve::Wish;
 use membership::ipam::{self, REST};
 use membership::key::{EndpointId, HostName, Key, NetworkName};
 use membership::network::{self, NetworkSpec};
-use membership::record::{NetworkRecord, StaticMac, StaticVtep};
+use membership::record::{BlockRecord, NetworkRecord, StaticMac, StaticVtep};
 use membership::store::{self, Credentials, Store};
 
 on_each_store!(
     a_dead_endpoint_is_told_and_passed_over,
+    a_late_request_comes_to_nothing,
     an_unreadable_block_is_left_alone,
     answers_that_are_lost_do_no_harm,
     concurrent_allocation_gives_no_address_twice,
@@ -28,6 +31,7 @@ on_each_store!(
     networks_are_created_once,
     networks_are_changed_and_removed,
     released_addresses_rest,
+    reserved_addresses_are_their_hosts,
     static_vteps,
     vnis_are_given_out_once,
 );
@@ -210,7 +214,7 @@ async fn concurrent_allocation_gives_no_address_twice(_: Backend, world: World) 
     let mut allocated = 0;
     for entry in &blocks {
         let key = store.keys().parse(&entry.key).unwrap();
-        let found = store.get::<membership::record::BlockRecord>(&key).await.unwrap().unwrap();
+        let found = store.get::<BlockRecord>(&key).await.unwrap().unwrap();
         allocated += found.record.allocated.count();
     }
     let (_, addresses) = store.list(membership::key::Range::Addresses(&network.id)).await.unwrap();
@@ -239,6 +243,95 @@ async fn released_addresses_rest(_: Backend, world: World) {
     .await;
     let third = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
     assert_eq!(third.ips, vec![ip("192.0.2.1")]);
+}
+
+/// What `on` has reserved when it wants eight of each family.
+async fn reserve(
+    store: &Store,
+    network: &NetworkRecord,
+    on: &str,
+    fence: bool,
+) -> BTreeSet<IpAddr> {
+    let none = BTreeSet::new();
+    let (count, host) = (8, host(on));
+    let wish = Wish { network, host: &host, count, used: &none, ready: &none, fence };
+    ipam::reserve::reserve(store, wish).await.unwrap()
+}
+
+async fn reserved_addresses_are_their_hosts(_: Backend, world: World) {
+    let store = world.store();
+    let subnets = ["192.0.2.0/24", "2001:db8::/64"];
+    let network = network::create(&store, &spec("web", &subnets)).await.unwrap();
+    // Somebody has the MAC of an address that would be reserved else.
+    let other = EndpointSpec {
+        mac: Some(MacAddr::from_ipv4([192, 0, 2, 10].into())),
+        ..wanting(&["192.0.2.77"])
+    };
+    attach(&store, &network, "h2", &other).await.unwrap();
+    let reserved = reserve(&store, &network, "h1", false).await;
+    assert_eq!(reserved.len(), 16, "{reserved:?}");
+    assert!(!reserved.contains(&ip("192.0.2.10")) && reserved.contains(&ip("192.0.2.1")));
+    assert_eq!(reserve(&store, &network, "h1", false).await, reserved, "nothing to do");
+    for on in ["h1", "h2"] {
+        let error = attach(&store, &network, on, &wanting(&["192.0.2.1"])).await.unwrap_err();
+        assert!(error.to_string().contains("reserved by host h1"), "{error}");
+        let mac = MacAddr::from_ipv4([192, 0, 2, 1].into());
+        let theirs = EndpointSpec { mac: Some(mac), ..EndpointSpec::default() };
+        let error = attach(&store, &network, on, &theirs).await.unwrap_err();
+        assert!(matches!(error, endpoint::Error::MacReserved { .. }), "{error}");
+        let free = attach(&store, &network, on, &EndpointSpec::default()).await.unwrap();
+        assert!(free.ips.iter().all(|ip| !reserved.contains(ip)), "{free:?}");
+    }
+    // What was attached without the store is published, and published again when nobody knows.
+    let given: Vec<IpAddr> =
+        vec![ip("192.0.2.1"), *reserved.iter().find(|ip| ip.is_ipv6()).unwrap()];
+    let offline = EndpointSpec {
+        id: Some(EndpointId::new("offline").unwrap()),
+        ips: given.clone(),
+        mac: Some(MacAddr::from_ipv4([192, 0, 2, 1].into())),
+        reserved: given.clone(),
+        again: true,
+        ..EndpointSpec::default()
+    };
+    let made = attach(&store, &network, "h1", &offline).await.unwrap();
+    assert_eq!(attach(&store, &network, "h1", &offline).await.unwrap(), made);
+    let error = attach(&store, &network, "h2", &offline).await.unwrap_err();
+    assert!(matches!(error, endpoint::Error::Exists { .. }), "{error}");
+    let now = reserve(&store, &network, "h1", false).await;
+    assert!(now.len() == 16 && given.iter().all(|ip| !now.contains(ip)), "{now:?}");
+    let used = BTreeSet::from([*now.first().unwrap()]);
+    ipam::reserve::unreserve(&store, &network.id, &host("h1"), &used).await.unwrap();
+    assert_eq!(reserve(&store, &network, "h3", false).await.len(), 16);
+    let kept = wanting(&[&used.first().unwrap().to_string()]);
+    let error = attach(&store, &network, "h2", &kept).await.unwrap_err();
+    assert!(error.to_string().contains("reserved by host h1"), "{error}");
+    // Where addresses are scarce nothing is reserved.
+    let small = network::create(&store, &spec("small", &["198.51.100.0/28"])).await.unwrap();
+    assert!(reserve(&store, &small, "h1", false).await.is_empty());
+    let medium = network::create(&store, &spec("medium", &["198.51.100.0/26"])).await.unwrap();
+    assert_eq!(reserve(&store, &medium, "h1", false).await.len(), 3);
+}
+
+/// A request that was given up and is carried out after all compares blocks as they were before the
+/// reserve was confirmed.
+async fn a_late_request_comes_to_nothing(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let reserved = reserve(&store, &network, "h1", false).await;
+    let block = Key::Block(network.id.clone(), "192.0.2.0/29".parse().unwrap());
+    let before = store.get::<BlockRecord>(&block).await.unwrap().unwrap();
+    let key = store.keys().encode(&block);
+    let late = || {
+        let same = Compare::mod_revision(key.clone(), CompareOp::Equal, before.mod_revision);
+        Txn::new().when([same]).and_then([TxnOp::delete(key.clone(), None)])
+    };
+    assert_eq!(reserve(&store, &network, "h1", false).await, reserved);
+    let unfenced = store.get::<BlockRecord>(&block).await.unwrap().unwrap();
+    assert_eq!(unfenced.mod_revision, before.mod_revision, "nothing was written");
+    assert_eq!(reserve(&store, &network, "h1", true).await, reserved);
+    let mut raw = world.raw().await;
+    assert!(!raw.txn(late()).await.unwrap().succeeded(), "the late request was carried out");
+    assert_eq!(reserve(&store, &network, "h1", false).await, reserved);
 }
 
 async fn exhaustion_and_borrowing(_: Backend, world: World) {

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use membership::ipam;
 use membership::key::NetworkId;
 use membership::reconcile::{Claim, Conflict, Reconciler};
 use membership::view::View;
@@ -46,6 +47,12 @@ impl Attention {
             let next_step = "`skybridge detach` those sandboxes, or bring the records back";
             notes.insert("lost networks".to_owned(), Note { text, next_step });
         }
+        list(
+            &mut notes,
+            "quarantined endpoints",
+            quarantined(agent),
+            "detach that sandbox and attach it again",
+        );
         let now: BTreeSet<String> = notes.keys().cloned().collect();
         for key in self.up.difference(&now) {
             agent.clear_warning(key);
@@ -55,6 +62,23 @@ impl Attention {
         }
         self.up = now;
     }
+}
+
+/// Endpoints that were attached while the store was away with what somebody else has now.
+fn quarantined(agent: &Agent) -> Vec<(String, String)> {
+    let notes = agent.attachments().into_iter().filter(|note| note.stage == Stage::Quarantined);
+    let told = notes.map(|note| {
+        let text = format!(
+            "endpoint {} (sandbox {}) of network {} was attached while the store was away and is \
+             cut off: {}",
+            note.endpoint,
+            note.sandbox,
+            note.network_name,
+            note.reason.as_deref().unwrap_or("its addresses are somebody else's now")
+        );
+        (format!("quarantine {}", note.endpoint), text)
+    });
+    told.collect()
 }
 
 /// Networks of attachments that a complete listing did not have.
@@ -92,6 +116,7 @@ fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
     list(&mut notes, "conflicts", conflicts.collect(), "detach all but one of them");
     let next_step = "which is right? delete the others' records from the store";
     list(&mut notes, "rivals", rivals::find(view), next_step);
+    pools(&mut notes, view);
     let frozen: Vec<String> = reconciler.frozen().into_iter().map(ToString::to_string).collect();
     if !frozen.is_empty() {
         let text = format!(
@@ -104,6 +129,32 @@ fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
         notes.insert("expiry".to_owned(), Note { text, next_step });
     }
     notes
+}
+
+/// Subnets that are nearly used up. Those of IPv6 have never been seen so.
+fn pools(notes: &mut BTreeMap<String, Note>, view: &View) {
+    let mut found = Vec::new();
+    for item in view.networks() {
+        let network = &item.record;
+        let blocks = view.blocks_of(&network.id).map(|(cidr, item)| (cidr, item.record.as_ref()));
+        for usage in ipam::usage(network, blocks) {
+            let how = match usage.percent() {
+                100 => "is used up",
+                95.. => "is all but used up",
+                80.. => "is filling up",
+                _ => continue,
+            };
+            let text = format!(
+                "subnet {} of network {} {how}: {} of {} addresses are taken, {} of them reserved \
+                 by hosts",
+                usage.subnet, network.name, usage.used, usage.capacity, usage.reserved
+            );
+            found.push((format!("pool {} {}", network.id, usage.subnet), text));
+        }
+    }
+    let next_step = "detach what is not needed, or create a network with a larger subnet; \
+                     `skybridge network inspect` shows who has what, `skybridge gc` what nobody has";
+    list(notes, "subnets", found, next_step);
 }
 
 fn list(

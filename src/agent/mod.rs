@@ -17,15 +17,20 @@
 //! - *session*: keeps this host's record under a lease, for as long as the agent runs;
 //! - *republish*: writes again what the store has lost of this host;
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
-//!   told, notices sandboxes that are gone.
+//!   told, notices sandboxes that are gone;
+//! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
+//! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
 pub mod api;
 pub mod attention;
 pub mod figures;
+pub mod garbage;
+mod guards;
 pub mod networks;
 pub mod republish;
+pub mod reserve;
 pub mod state;
 pub mod store;
 pub mod tables;
@@ -52,8 +57,8 @@ pub use errors::{endpoint_error, link_error, network_error, state_error, store_e
 use crate::config::Config;
 use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
-use crate::link::source_check::{self, Guarded};
-use networks::{LocalNetwork, Networks};
+use networks::Networks;
+use reserve::Book;
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
 
@@ -94,6 +99,8 @@ pub struct Agent {
     pub datapath: Datapath,
     /// The networks of this host.
     pub networks: Networks,
+    /// Addresses to attach with while the store is away.
+    pub reserve: Book,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -107,6 +114,11 @@ pub struct Agent {
     saving: Mutex<()>,
     /// Held while attachments of an earlier run are restored, each once.
     restoring: tokio::sync::Mutex<()>,
+    /// Held while the store is told of an endpoint that was attached without it, or while such an
+    /// endpoint is forgotten.
+    pub publishing: tokio::sync::Mutex<()>,
+    /// Told when this host is present in the store.
+    present: tokio::sync::Notify,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
     /// What the store may have lost of this host.
@@ -154,7 +166,9 @@ impl Agent {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let journal = Journal::new(parts.state.path().join(JOURNAL));
+        let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
+            reserve,
             name: parts.name,
             id: parts.id,
             config: parts.config,
@@ -170,6 +184,8 @@ impl Agent {
             journal: Mutex::new(journal),
             saving: Mutex::default(),
             restoring: tokio::sync::Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
+            present: tokio::sync::Notify::new(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
             doubts: republish::Doubts::default(),
@@ -202,10 +218,7 @@ impl Agent {
     /// # Errors
     /// When there is none, or the store must be asked and is away.
     pub async fn network_record(&self, name_or_id: &str) -> Result<Arc<NetworkRecord>, Error> {
-        let known = self
-            .tables
-            .view(|view| view.network_by(name_or_id).map(|item| Arc::clone(&item.record)));
-        if let Some(record) = known {
+        if let Some(record) = self.known_by(name_or_id) {
             return Ok(record);
         }
         let found = membership::network::get(&self.store, name_or_id)
@@ -215,22 +228,31 @@ impl Agent {
         Ok(Arc::new(found.record))
     }
 
-    /// Waits a moment for a store that is away.
+    /// A network by name or id, where this host knows it.
+    #[must_use]
+    pub fn known_by(&self, name_or_id: &str) -> Option<Arc<NetworkRecord>> {
+        self.tables.view(|view| view.network_by(name_or_id).map(|item| Arc::clone(&item.record)))
+    }
+
+    /// Waits a moment for a store that went away just now.
     ///
     /// # Errors
-    /// When it does not come back in that time: before anything was begun.
-    pub async fn await_store(&self) -> Result<(), Error> {
+    /// Why it is away, when it does not come back in that time.
+    pub async fn await_store(&self) -> Result<(), String> {
         let mut status = self.watch.clone();
+        let waited = match self.watch_status() {
+            WatchStatus::Connected { .. } => return Ok(()),
+            WatchStatus::Disconnected { since, .. } => since.elapsed(),
+        };
         let connected = status.wait_for(WatchStatus::is_connected);
-        if tokio::time::timeout(STORE_PATIENCE, connected).await.is_ok() {
+        let patience = STORE_PATIENCE.saturating_sub(waited);
+        if tokio::time::timeout(patience, connected).await.is_ok() {
             return Ok(());
         }
-        let error = Error::unavailable("the store is away, and an attach needs it");
-        let error = match self.watch_status() {
-            WatchStatus::Disconnected { cause, .. } => error.cause(cause),
-            WatchStatus::Connected { .. } => error,
-        };
-        Err(error.next_step("`skybridge status` shows the store connection; traffic goes on"))
+        match self.watch_status() {
+            WatchStatus::Disconnected { cause, .. } => Err(cause),
+            WatchStatus::Connected { .. } => Ok(()),
+        }
     }
 
     /// Removes namespaces of networks that no attachment needs.
@@ -269,11 +291,18 @@ impl Agent {
         all.values().cloned().collect()
     }
 
-    /// Whether an endpoint is attached here.
+    /// Whether an endpoint is attached here, and the store was told of it.
     #[must_use]
-    pub fn has_attachment(&self, endpoint: &str) -> bool {
+    pub fn is_published(&self, endpoint: &str) -> bool {
         let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(endpoint).is_some_and(|note| note.stage == Stage::Attached)
+        all.get(endpoint).is_some_and(Attachment::is_published)
+    }
+
+    /// One attachment as it is noted now.
+    #[must_use]
+    pub fn attachment(&self, endpoint: &str) -> Option<Attachment> {
+        let all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(endpoint).cloned()
     }
 
     /// Notes an attachment on disk and in memory.
@@ -287,6 +316,25 @@ impl Agent {
         Ok(())
     }
 
+    /// Changes the note of an attachment on disk and in memory, as it is now; one that is gone stays
+    /// so.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn change_attachment(
+        &self,
+        endpoint: &str,
+        change: impl FnOnce(&mut Attachment),
+    ) -> Result<(), Error> {
+        let mut all = self.attachments.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(present) = all.get_mut(endpoint) else { return Ok(()) };
+        let mut note = present.clone();
+        change(&mut note);
+        self.state.put(&note).map_err(|err| state_error(&err))?;
+        *present = note;
+        Ok(())
+    }
+
     /// Forgets an attachment on disk and in memory.
     ///
     /// # Errors
@@ -296,57 +344,6 @@ impl Agent {
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
         self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
         Ok(())
-    }
-
-    /// Installs the source checks of a network's ports: those of all its attachments, and of
-    /// `extra`, which may not be noted as attached yet.
-    ///
-    /// # Errors
-    /// When the rules are refused.
-    pub async fn guard_ports(
-        &self,
-        local: &LocalNetwork,
-        extra: Option<&Attachment>,
-    ) -> Result<(), Error> {
-        let id = local.id.as_str();
-        // Who comes second sees what the first has noted, so that neither takes a check back.
-        let _turn = local.guarding.lock().await;
-        let noted = self.attachments();
-        let here = noted.iter().filter(|note| note.network == id && note.stage != Stage::Detaching);
-        let notes: BTreeMap<&str, &Attachment> =
-            here.chain(extra).map(|note| (note.endpoint.as_str(), note)).collect();
-        let found = crate::link::endpoint::find(&local.namespace, self.networks.owner())
-            .await
-            .map_err(|err| link_error(&err))?;
-        let ports: Vec<Guarded> = found
-            .iter()
-            .filter_map(|port| {
-                let note = notes.get(port.endpoint.as_deref()?)?;
-                Some(Guarded {
-                    port: port.port.name.clone(),
-                    index: port.port.index,
-                    mac: note.mac,
-                    addresses: note.ips.iter().map(ipnet::IpNet::addr).collect(),
-                })
-            })
-            .collect();
-        let key = "source-check";
-        match source_check::apply(&local.namespace, &ports).await {
-            Ok(()) => {
-                self.clear_warning(key);
-                Ok(())
-            }
-            Err(err @ crate::link::Error::Nft { .. }) => {
-                // The bridge still refuses foreign MACs; what is missing is the check of addresses.
-                self.warn(
-                    key,
-                    format!("the source addresses of sandboxes are not checked: {err}"),
-                    Some("install nftables (`apt-get install nftables`)".to_owned()),
-                );
-                Ok(())
-            }
-            Err(err) => Err(link_error(&err)),
-        }
     }
 
     /// Notes something that needs attention, once per `key`.

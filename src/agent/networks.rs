@@ -13,7 +13,7 @@
 //! One lock covers the set of networks: setting up takes some milliseconds of netlink, once per
 //! network and host.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -44,8 +44,9 @@ pub struct LocalNetwork {
     pub offload: PortOffload,
     /// Queues of its port.
     pub queues: usize,
-    /// Held while the source checks are rewritten: they are read, put together and replaced.
-    pub(super) guarding: tokio::sync::Mutex<()>,
+    /// The ports whose sources this run has had checked, by endpoint, with their indexes; `None`
+    /// until all of them have been looked at once. Held while the checks change.
+    pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, (String, u32)>>>,
     mtu: AtomicU16,
 }
 
@@ -219,7 +220,7 @@ impl Networks {
             namespace,
             offload,
             queues: count,
-            guarding: tokio::sync::Mutex::default(),
+            guarded: tokio::sync::Mutex::default(),
             mtu: AtomicU16::new(mtu),
         })
     }

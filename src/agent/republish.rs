@@ -8,13 +8,18 @@
 //! restored from a backup, every attachment is compared with the store itself, networks of them
 //! that came after the backup are written again first, and endpoints that this host detached since
 //! are removed again. Others count what the backup lacks as present meanwhile
-//! ([`membership::watch::Batch::rolled_back`]), so no frame is lost.
+//! ([`membership::watch::Batch::rolled_back`]), so no frame is lost. Addresses in reserve are of the
+//! history before, too: they are forgotten, and reserved anew when that time is over.
+//!
+//! Endpoints that the store was never told of, and those that are cut off, are not written here
+//! ([`crate::driver::offline`]), only their networks.
 //!
 //! Only a host whose session is held speaks for its name; an older run that was stopped for a while
 //! is refused by the transaction itself ([`membership::endpoint::Error::Superseded`]). What another
 //! endpoint has taken meanwhile stays its own, and a warning says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -30,10 +35,20 @@ use tokio::sync::Notify;
 use super::state::{Attachment, Stage};
 use super::tasks::{self, SessionState};
 use super::{Agent, endpoint_error, network_error};
+use crate::config::Config;
 use crate::control::types;
 
+/// The least time that what a restored store lacks counts as present: its owners come back within
+/// two seconds and write it again.
+const GRACE: Duration = Duration::from_secs(10);
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long what a restored store lacks counts as present.
+#[must_use]
+pub fn grace(config: &Config) -> Duration {
+    config.store.hold_down.max(GRACE)
+}
 
 /// What the store may have lost.
 #[derive(Default)]
@@ -50,8 +65,11 @@ impl Doubts {
     pub fn look(&self, agent: &Agent, batch: &Batch) {
         let gone = |event: &Event| {
             matches!(event, Event::Delete { key: Key::Endpoint(_, endpoint), .. }
-                if agent.has_attachment(endpoint.as_str()))
+                if agent.is_published(endpoint.as_str()))
         };
+        if batch.rolled_back {
+            agent.reserve.doubt(grace(&agent.config));
+        }
         let missing = (batch.resync && batch.complete) || batch.events.iter().any(gone);
         self.missing.fetch_or(missing, Ordering::AcqRel);
         self.rolled_back.fetch_or(batch.rolled_back, Ordering::AcqRel);
@@ -101,6 +119,8 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
         for (id, name) in networks {
             whole &= network(agent, id, name).await;
         }
+        // A network that was not there had no room.
+        agent.reserve.again();
         if whole {
             tasks::remove_orphans(agent).await;
         }
@@ -117,7 +137,7 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
         // Of a store with another history the view says what may be written again.
         let told = agent.tables.view(|view| view.endpoint(&network.id, &id).is_some());
         // It may have been detached since the list was made.
-        if (told && !rolled_back) || !agent.has_attachment(&note.endpoint) {
+        if (told && !rolled_back) || !agent.is_published(&note.endpoint) {
             continue;
         }
         match endpoint(agent, note, &network, &id).await {
@@ -141,8 +161,11 @@ async fn endpoint(
     network: &NetworkRecord,
     id: &EndpointId,
 ) -> Result<bool, ()> {
+    let ips: Vec<IpAddr> = note.ips.iter().map(IpNet::addr).collect();
     let spec = EndpointSpec {
-        ips: note.ips.iter().map(IpNet::addr).collect(),
+        // In a backup they may still be this host's reserve.
+        reserved: ips.clone(),
+        ips,
         mac: Some(note.mac),
         name: (!note.name.is_empty()).then(|| note.name.clone()),
         labels: note.labels.clone(),
@@ -154,7 +177,7 @@ async fn endpoint(
         Ok(written) => {
             agent.clear_warning(&key);
             // It was detached meanwhile, which found nothing to remove.
-            if written && !agent.has_attachment(&note.endpoint) {
+            if written && !agent.is_published(&note.endpoint) {
                 tasks::remove_orphans(agent).await;
             }
             Ok(written)

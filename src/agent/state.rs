@@ -7,6 +7,7 @@
 //!   STATE_DIR/identity.json            this host's identity and incarnation (membership)
 //!   STATE_DIR/tables.json              the last known records (membership)
 //!   STATE_DIR/tables.log[.old]         what changed of them since
+//!   STATE_DIR/reserved.json            addresses to attach with while the store is away
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!
@@ -62,6 +63,21 @@ pub enum Stage {
     Attached,
     /// Taken down here; its record in the store still has to go.
     Detaching,
+    /// Cut off here: the store gave what it has to somebody else. It waits to be detached.
+    Quarantined,
+}
+
+/// What the store knows of an attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Publication {
+    /// Its record is there.
+    #[default]
+    Done,
+    /// It was never asked: the record waits for it.
+    Queued,
+    /// It was asked and did not answer: the record may be there.
+    Unsure,
 }
 
 /// One attachment of a sandbox on this host.
@@ -92,6 +108,20 @@ pub struct Attachment {
     /// Labels as given.
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
+    /// What the store knows of it.
+    #[serde(default)]
+    pub publication: Publication,
+    /// Why it is quarantined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Attachment {
+    /// Whether it is in use, and the store was told of it.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        self.stage == Stage::Attached && self.publication == Publication::Done
+    }
 }
 
 /// The format that this program writes; it reads this and the next.
@@ -253,6 +283,8 @@ mod tests {
             ips: vec!["198.51.100.2/24".parse().unwrap()],
             gateways: Vec::new(),
             labels: Default::default(),
+            publication: Publication::Done,
+            reason: None,
         }
     }
 

@@ -24,6 +24,7 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, Place, Revision, VtepKey};
 use membership::key::{EndpointId, HostName, Key, NetworkId};
 use membership::reconcile::{Defaults, Reconciler};
+use membership::record::{EndpointRecord, Record};
 use membership::view::View;
 use membership::watch::{Batch, Event};
 use tokio::sync::watch;
@@ -53,8 +54,11 @@ struct Inner {
     writer: fdb::Writer,
     /// When each record's revision was first seen, by this host's clock.
     seen: HashMap<i64, Millis>,
-    /// Endpoints of this host that are being removed: the store may still tell of them.
-    leaving: HashSet<EndpointId>,
+    /// Endpoints of this host that are being removed: the store may still tell of them. With the
+    /// revision from which on it does not, once that is known.
+    leaving: HashMap<EndpointId, Option<Revision>>,
+    /// Endpoints of this host that the store has not been told of yet.
+    unsaid: HashSet<EndpointId>,
     complete: bool,
     convergence: Convergence,
 }
@@ -81,7 +85,8 @@ impl Tables {
                 reconciler,
                 writer,
                 seen: HashMap::new(),
-                leaving: HashSet::new(),
+                leaving: HashMap::new(),
+                unsaid: HashSet::new(),
                 complete: false,
                 convergence: Convergence::default(),
             }),
@@ -157,15 +162,19 @@ impl Tables {
     pub fn apply(&self, batch: Batch) -> Vec<Announcement> {
         let revision = batch.revision;
         let (complete, resync, began) = (batch.complete, batch.resync, batch.began);
+        let rolled_back = batch.rolled_back;
         let mut own = Vec::new();
         let announcements = self.change(|inner, now| {
             let mut deltas = Vec::new();
             for event in batch.events {
                 // What a listing tells anew is no echo of what is being removed: a store that was
                 // restored has it again.
-                if batch.resync {
+                if resync {
                     inner.forget_leaving(&event);
                 } else if inner.is_leaving(&event) {
+                    continue;
+                }
+                if inner.is_unsaid(&event) {
                     continue;
                 }
                 if let Event::Put { revision, key, .. } = &event {
@@ -181,6 +190,9 @@ impl Tables {
                 inner.view.reached(revision);
                 inner.complete = true;
                 inner.forget_seen();
+                // A revision of the history before says nothing about this one.
+                let to_come = |gone: Revision| gone > revision && !rolled_back;
+                inner.leaving.retain(|_, gone| gone.is_none_or(to_come));
             }
             deltas
         });
@@ -265,7 +277,8 @@ impl Tables {
     pub fn forget_endpoint(&self, network: &NetworkId, endpoint: &EndpointId) {
         let key = Key::Endpoint(network.clone(), endpoint.clone());
         let _ = self.change(|inner, now| {
-            inner.leaving.insert(endpoint.clone());
+            inner.leaving.insert(endpoint.clone(), None);
+            inner.unsaid.remove(endpoint);
             inner.convergence.forget(endpoint);
             let revision = inner.view.revision();
             let change = inner.view.apply(Event::Delete { key, revision });
@@ -282,6 +295,33 @@ impl Tables {
     #[must_use]
     pub fn convergence(&self) -> types::Convergence {
         self.lock().convergence.summary()
+    }
+
+    /// The store does not have a forgotten endpoint from `gone` on. What it tells of it at a later
+    /// revision is a request that was given up and carried out all the same.
+    pub fn endpoint_gone(&self, endpoint: &EndpointId, gone: Revision) {
+        let mut inner = self.lock();
+        if gone <= inner.view.revision() {
+            inner.leaving.remove(endpoint);
+        } else if let Some(present) = inner.leaving.get_mut(endpoint) {
+            *present = Some(gone);
+        }
+    }
+
+    /// An endpoint of this host that the store has not been told of: its entries come now, and what
+    /// the store tells of it counts from when it has it.
+    pub fn put_own(&self, record: EndpointRecord) {
+        let key = Key::Endpoint(record.network.clone(), record.id.clone());
+        let _ = self.change(|inner, now| {
+            inner.leaving.remove(&record.id);
+            inner.unsaid.insert(record.id.clone());
+            // How long the store takes to answer is no measure of the watch.
+            inner.convergence.forget(&record.id);
+            let revision = inner.view.revision();
+            let record = Box::new(Record::Endpoint(record));
+            let change = inner.view.apply(Event::Put { key, record, revision });
+            inner.reconciler.apply(&inner.view, &change, now)
+        });
     }
 
     /// Waits until this host's own watch has told of an endpoint.
@@ -401,7 +441,16 @@ impl Inner {
     /// Whether the event tells of an endpoint that this host is removing. Its deletion ends that.
     fn is_leaving(&mut self, event: &Event) -> bool {
         match event {
-            Event::Put { key: Key::Endpoint(_, endpoint), .. } => self.leaving.contains(endpoint),
+            Event::Put { key: Key::Endpoint(_, endpoint), revision, .. } => {
+                match self.leaving.get(endpoint) {
+                    None => false,
+                    Some(Some(gone)) if revision > gone => {
+                        self.leaving.remove(endpoint);
+                        false
+                    }
+                    Some(_) => true,
+                }
+            }
             Event::Delete { key: Key::Endpoint(_, endpoint), .. } => {
                 self.leaving.remove(endpoint);
                 false
@@ -410,9 +459,23 @@ impl Inner {
         }
     }
 
+    /// What a listing tells of an endpoint is so, whatever became of it here.
     fn forget_leaving(&mut self, event: &Event) {
         if let Event::Put { key: Key::Endpoint(_, endpoint), .. } = event {
             self.leaving.remove(endpoint);
+        }
+    }
+
+    /// Whether the event says that the store lacks an endpoint that it was not told of. Once it has
+    /// the endpoint, its word counts.
+    fn is_unsaid(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Put { key: Key::Endpoint(_, endpoint), .. } => {
+                self.unsaid.remove(endpoint);
+                false
+            }
+            Event::Delete { key: Key::Endpoint(_, endpoint), .. } => self.unsaid.contains(endpoint),
+            _ => false,
         }
     }
 

@@ -13,9 +13,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use super::attention::Attention;
-use super::state::{Attachment, Stage};
+use super::state::{Attachment, Publication, Stage};
 use crate::control::types;
-use crate::driver::attach;
+use crate::driver::{attach, offline};
 use crate::link;
 
 /// How often learned addresses are taken from the workers.
@@ -101,6 +101,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.tables.announce(announcements, &agent.datapath);
             }
             _ = tick.tick() => {
+                let session = agent.session();
+                agent.reserve.contact(session.state == SessionState::Held, session.ttl);
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
                 // A host that left for good no longer holds the MTU down, and no record says so.
@@ -143,6 +145,10 @@ pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -
             noted.lease = lease;
             noted.incarnation = session.incarnation();
         }
+        if held == SessionState::Held {
+            // What waited for the store is told now.
+            agent.present.notify_one();
+        }
         loop {
             // The watch may lag behind the session, so this is no more than a reason to look.
             let doubtful = held == SessionState::Held && !is_told_rightly(&agent);
@@ -165,7 +171,7 @@ pub async fn follow_session(agent: Arc<Agent>, session: Arc<session::Session>) -
 }
 
 /// Whether the records, as far as the watch has told of them, have this run of this host.
-fn is_told_rightly(agent: &Agent) -> bool {
+pub(super) fn is_told_rightly(agent: &Agent) -> bool {
     if !agent.tables.is_complete() || !agent.watch_status().is_connected() {
         return true;
     }
@@ -195,13 +201,19 @@ pub async fn look_after(agent: Arc<Agent>) {
                     continue;
                 }
             }
+            () = agent.present.notified() => {}
         }
         finish_detaches(&agent).await;
+        offline::publish(&agent).await;
         if agent.tables.is_complete() {
             // What could not be set up before, or whose network has come back.
             restore_attachments(&agent, false).await;
         }
         detach_gone(&agent).await;
+        if agent.session().state == SessionState::Held && agent.watch_status().is_connected() {
+            // A request whose answer was lost may be carried out after all that undid it.
+            remove_orphans(&agent).await;
+        }
     }
 }
 
@@ -215,7 +227,7 @@ async fn finish_detaches(agent: &Agent) {
             agent.warn("take-down", text, err.next_step);
             return;
         }
-        if !agent.watch_status().is_connected() {
+        if note.publication != Publication::Queued && !agent.watch_status().is_connected() {
             all_told = false;
         } else if attach::forget(agent, &note).await {
             tracing::info!(endpoint = %note.endpoint, "the store knows of a detach now");
@@ -335,6 +347,8 @@ pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
             }
             // Nothing is missing but the store's word, or it was cut off.
             Stage::Detaching => take_down(agent, note).await,
+            Stage::Quarantined if attach::sandbox_is_gone(&note) => take_down(agent, note).await,
+            Stage::Quarantined => {}
         }
     }
     waiting
@@ -361,13 +375,18 @@ async fn after_first_listing(agent: Arc<Agent>) {
     remove_orphans(&agent).await;
 }
 
-/// Endpoints that the store says are here and that nothing here knows of: of an earlier run that
-/// lost its notes, or of a machine that had this name before. A note is written before its record,
-/// so a record without one is nobody's; the notes are read last for the same reason.
+/// Endpoints that the store says are here and that nothing here knows of: of a request that was given
+/// up and carried out all the same, of an earlier run that lost its notes, or of a machine that had
+/// this name before. A note is written before its record, so a record without one is nobody's; the
+/// notes are read last for the same reason. Those of a newer run of this host are its own business.
 pub async fn remove_orphans(agent: &Agent) {
+    if !agent.tables.is_complete() {
+        return;
+    }
     let here: Vec<_> = agent.tables.view(|view| {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)
+            .filter(|item| item.record.incarnation <= agent.incarnation())
             .map(|item| Arc::clone(&item.record))
             .collect()
     });

@@ -78,6 +78,9 @@ pub enum Command {
     /// Show counters
     #[command(long_about = help::STATS, after_long_help = help::STATS_EXAMPLES)]
     Stats(StatsArgs),
+    /// Find, and with --apply remove, what no living owner has in the store
+    #[command(long_about = help::GC, after_long_help = help::GC_EXAMPLES)]
+    Gc(GcArgs),
     /// Run a command or a shell in a network's private namespace
     #[command(long_about = help::ENTER, after_long_help = help::ENTER_EXAMPLES)]
     Enter(EnterArgs),
@@ -202,6 +205,9 @@ pub struct CreateArgs {
     /// Address that `attach --default-route` routes through, at most one per subnet [default: none]
     #[arg(long, value_name = "IP|none", value_parser = gateway)]
     pub gateway: Vec<Gateway>,
+    /// Addresses that are never given out: one, a range IP-IP, or a prefix; several times for several
+    #[arg(long, value_name = "IP|RANGE", value_parser = check::range)]
+    pub exclude: Vec<String>,
     /// Further option; several times for several
     #[arg(long = "option", short = 'o', value_name = "KEY=VALUE", value_parser = check::pair)]
     pub options: Vec<(String, String)>,
@@ -373,6 +379,20 @@ pub struct StatsArgs {
     /// Show the counters that are zero too
     #[arg(long)]
     pub all: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// `skybridge gc`.
+#[derive(Args, Clone, Debug)]
+pub struct GcArgs {
+    /// Remove it; without this it is only shown
+    #[arg(long)]
+    pub apply: bool,
+    /// This host will not come back: take what it has at once, and its record too
+    #[arg(long, value_name = "NAME", value_parser = check::name)]
+    pub host: Option<String>,
     /// How it is printed.
     #[command(flatten)]
     pub listing: Listing,

@@ -31,6 +31,7 @@ Look:
   neighbors  Show which MAC each address has
   drops      Show what was dropped, why, and what to look at
   stats      Show counters
+  gc         Find, and with --apply remove, what no living owner has in the store
   enter      Run a command or a shell in a network's private namespace
 
   help       Show this, or the help of a command
@@ -285,7 +286,8 @@ pub(super) const ATTACH: &str = "\
 Attach a network namespace to a network
 
 Makes an interface in the namespace with free addresses of the network (or those asked for) and
-publishes it: when the command returns, it is up here, and other hosts know it within moments.";
+publishes it: when the command returns, it is up here, and other hosts know it within moments. While
+the store is away it takes addresses that this host has reserved, and other hosts know it later.";
 
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -381,6 +383,22 @@ Examples:
       skybridge stats --watch --interval 5
   One JSON object per look:
       skybridge stats --watch --json";
+
+pub(super) const GC: &str = "\
+Find, and with --apply remove, what no living owner has in the store
+
+Endpoints, addresses and blocks of hosts that have been absent for longer than
+session.garbage_after; addresses and MACs without endpoint; names, VNIs and addresses of networks
+whose record is gone. One agent collects by itself; this shows what it would do, each with its
+reason, and does it at once. Every removal compares in the store that its reason still holds.";
+
+pub(super) const GC_EXAMPLES: &str = "\
+Examples:
+  What would be removed, and why:
+      skybridge gc
+  A host that will not come back:
+      skybridge gc --host h3
+      skybridge gc --host h3 --apply";
 
 pub(super) const ENTER: &str = "\
 Run a command or a shell in a network's private namespace

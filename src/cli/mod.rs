@@ -25,7 +25,9 @@ pub use table::Style;
 use crate::config::{self, Config, Effective, Purpose};
 use crate::control::check::{Check, Invalid};
 use crate::control::client::{self, Client};
-use crate::control::types::{self, Attach, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd};
+use crate::control::types::{
+    self, Attach, CollectGarbage, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd,
+};
 use args::{Command, Connection, Listing, NetworkCommand, VtepCommand};
 use render::Sorted as _;
 use table::Tone;
@@ -334,6 +336,13 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
             answer.sort_rows();
             show(&args.listing, &answer, |rows, style| render::drops(rows, args.all, style))
         }
+        Command::Gc(args) => {
+            let request = CollectGarbage { apply: args.apply, host: args.host };
+            checked(&request)?;
+            let mut answer = client(&args.listing.connection).collect_garbage(&request).await?;
+            answer.sort_rows();
+            show(&args.listing, &answer, |rows, style| render::garbage(rows, style))
+        }
         Command::Stats(args) if args.watch => watch::watch(&args).await,
         Command::Stats(args) => {
             let answer = client(&args.listing.connection).stats().await?;
@@ -360,6 +369,7 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
                 vni: args.vni,
                 mtu: args.mtu,
                 gateway: gateway(args.gateway)?,
+                exclude: args.exclude,
                 nat_outgoing: false,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),

@@ -139,15 +139,15 @@ pub const KEYS: &[Key] = &[
         "session.garbage_after",
         r#""24h""#,
         r#""24h""#,
-        "How long the records of a suspect host are kept, 1m to 90d. This version keeps them for \
-         ever, whatever is set.",
+        "How long the records of a suspect host are kept before they are collected, 1m to 90d. The \
+         same on every host: for nine tenths of it a host attaches without the store.",
     ),
     key(
         "session.reserved_addresses",
         "8",
         "8",
-        "Addresses per network that this host reserves for attaching without the store, 0 to 256. \
-         This version reserves none, whatever is set.",
+        "Addresses of each family that this host reserves in each of its networks for attaching \
+         while the store is away, 0 to 256, and at most a sixteenth of a subnet.",
     ),
     key(
         "datapath.source_ports",

@@ -3,9 +3,9 @@
 use std::future::Future;
 
 use super::types::{
-    Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, Error, FdbEntry, Host,
-    MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status,
-    StoreAccess, Token, UpdateNetwork, VtepAdd,
+    Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
+    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep,
+    Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -76,6 +76,11 @@ pub trait Api: Send + Sync + 'static {
     fn store(&self) -> impl Future<Output = Answer<StoreAccess>> + Send;
     /// Makes a token by which a host joins the store that this agent serves.
     fn make_token(&self, request: MakeToken) -> impl Future<Output = Answer<Token>> + Send;
+    /// What no living owner has; removed only where the request says so.
+    fn collect_garbage(
+        &self,
+        request: CollectGarbage,
+    ) -> impl Future<Output = Answer<Vec<Garbage>>> + Send;
     /// All counters.
     fn stats(&self) -> impl Future<Output = Answer<Stats>> + Send;
 }

@@ -14,7 +14,7 @@ use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
 use super::types::{
-    Attach, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork, VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork, VtepAdd,
 };
 
 /// Longest name of a network, endpoint or host, in bytes.
@@ -108,6 +108,34 @@ pub fn subnet(text: &str) -> Result<IpNet, Invalid> {
     let net: IpNet = text.parse().map_err(|_| Invalid::new("not a subnet", example))?;
     check_subnet(net)?;
     Ok(net)
+}
+
+/// A range of addresses: one address, two with `-` between them, or a prefix.
+///
+/// # Errors
+/// When it is none of these, or its ends are of two families or the wrong way round.
+pub fn range(text: &str) -> Result<String, Invalid> {
+    let ends = match text.split_once('-') {
+        Some((first, last)) => (first.parse::<IpAddr>().ok(), last.parse::<IpAddr>().ok()),
+        None => {
+            let net = text.parse::<IpNet>().ok();
+            let one = text.parse().ok().or_else(|| net.map(|net| net.network()));
+            (one, one)
+        }
+    };
+    match ends {
+        (Some(first), Some(last)) if first.is_ipv4() == last.is_ipv4() && first <= last => {
+            Ok(text.to_owned())
+        }
+        (Some(_), Some(_)) => Err(Invalid::new(
+            "the last address does not follow the first",
+            "write the lower one first, both of one family",
+        )),
+        _ => Err(Invalid::new(
+            "not a range of addresses",
+            "write one such as 198.51.100.9, 198.51.100.10-198.51.100.20 or 198.51.100.64/26",
+        )),
+    }
 }
 
 fn check_subnet(net: IpNet) -> Result<(), Invalid> {
@@ -372,6 +400,12 @@ fn check_pairs<V>(
     pairs.iter().try_for_each(|(key, v)| part(what, check_pair(key, value(v))))
 }
 
+impl Check for CollectGarbage {
+    fn check(&self) -> Result<(), Error> {
+        self.host.iter().try_for_each(|host| part("host", name(host).map(drop)))
+    }
+}
+
 impl Check for CreateNetwork {
     fn check(&self) -> Result<(), Error> {
         part("name", name(&self.name))?;
@@ -396,6 +430,7 @@ impl Check for CreateNetwork {
             part("MTU", check_mtu(mtu, ipv6))?;
         }
         self.check_gateway()?;
+        self.exclude.iter().try_for_each(|text| part("excluded range", range(text).map(drop)))?;
         check_pairs("option", &self.options, String::as_str)?;
         check_pairs("label", &self.labels, String::as_str)
     }

@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::types::{
-    self, Attach, Attachment, CreateNetwork, Detach, Detached, Drops, Endpoint, FdbEntry, Host,
-    MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status,
-    StoreAccess, Token, UpdateNetwork, VtepAdd,
+    self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
+    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep,
+    Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.
@@ -350,6 +350,14 @@ impl Client {
     /// See [`Error`].
     pub async fn make_token(&self, request: &MakeToken) -> Result<Token, Error> {
         self.send(Method::POST, "/v1/store/tokens", request).await
+    }
+
+    /// What no living owner has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn collect_garbage(&self, request: &CollectGarbage) -> Result<Vec<Garbage>, Error> {
+        self.send(Method::POST, "/v1/gc", request).await
     }
 
     /// All counters.

@@ -40,7 +40,8 @@ use tokio::net::UnixListener;
 use super::api::{Answer, Api};
 use super::check::{self, Check};
 use super::types::{
-    Attach, CreateNetwork, Detach, Error, ErrorCode, MakeToken, UpdateNetwork, VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, MakeToken, UpdateNetwork,
+    VtepAdd,
 };
 
 /// Largest request body in bytes.
@@ -297,6 +298,7 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         .route("/v1/store", get(store::<A>))
         .route("/v1/store/tokens", post(make_token::<A>))
         .route("/v1/stats", get(stats::<A>))
+        .route("/v1/gc", post(collect_garbage::<A>))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .with_state(api)
@@ -425,6 +427,13 @@ async fn make_token<A: Api>(
 
 async fn stats<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {
     run(async move { api.stats().await }).await
+}
+
+async fn collect_garbage<A: Api>(
+    State(api): State<Arc<A>>,
+    Body(request): Body<CollectGarbage>,
+) -> impl IntoResponse {
+    run(async move { api.collect_garbage(request).await }).await
 }
 
 async fn unknown_path() -> Error {

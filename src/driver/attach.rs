@@ -5,17 +5,20 @@
 //! ```text
 //!   attach                                   undone on failure by
 //!   1  hold the network on this host         release
-//!   2  note the attachment on disk           remove the note
+//!   2  note the attachment on disk, with     remove the note
+//!      the reserved addresses that it takes
 //!   3  endpoint in the store, addresses      remove it there (queued while the store is away)
-//!      and MAC in the same transaction
+//!      and MAC in the same transaction;
+//!      while the store is away, later
 //!   4  interface in the sandbox, down        unplug
 //!   5  this host's tables have the endpoint
 //!   6  interface up
 //! ```
 //!
-//! Other hosts hear of the endpoint at step 3, before it can send its first frame. The note of step
-//! 2 names the endpoint before anything of it exists, so a crash at any point leaves nothing that
-//! the next start does not find ([`crate::agent::tasks::restore_attachments`]).
+//! Other hosts hear of the endpoint at step 3, before it can send its first frame. Without the store
+//! ([`super::offline`]) they hear of it when that is back; on its own host it is reached at once. The
+//! note of step 2 names the endpoint before anything of it exists, so a crash at any point leaves
+//! nothing that the next start does not find ([`crate::agent::tasks::restore_attachments`]).
 //!
 //! Detach is the reverse and never needs the store: what the store cannot be told now is noted and
 //! told when it is back.
@@ -23,15 +26,18 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use fdb::Revision;
 use ipnet::IpNet;
 use membership::endpoint::{self, EndpointSpec};
 use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
 use membership::watch::WatchStatus;
 
+use super::offline;
 use crate::agent::networks::LocalNetwork;
-use crate::agent::state::{self, Attachment, Stage};
-use crate::agent::{Agent, endpoint_error, link_error};
+use crate::agent::reserve::Taken;
+use crate::agent::state::{self, Attachment, Publication, Stage};
+use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
 use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
 use crate::link::{NetNs, NetNsRef, NetworkNs};
@@ -49,8 +55,19 @@ pub const REST: Duration = Duration::from_secs(60);
 /// With cause and next step; nothing of the attachment is left then.
 pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment, Error> {
     let started = Instant::now();
-    agent.await_store().await?;
-    let network = agent.network_record(&request.network).await?;
+    let away = agent.await_store().await.err();
+    let network = match (&away, agent.known_by(&request.network)) {
+        (_, Some(known)) => known,
+        (None, None) => agent.network_record(&request.network).await?,
+        (Some(cause), None) => {
+            return Err(Error::unavailable(format!(
+                "the store is away, and network {} is not known on this host",
+                request.network
+            ))
+            .cause(cause)
+            .next_step("`skybridge status` shows the store connection; traffic goes on"));
+        }
+    };
     let sandbox = open_sandbox(&request.netns)?;
     if request.default_route && network.gateways.is_empty() {
         return Err(Error::conflict(format!(
@@ -59,10 +76,19 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
         ))
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
+    membership::ipam::check_wanted(&network, &request.ips)
+        .map_err(|err| endpoint_error(&err.into()))?;
+    let taken = agent.reserve.take(&network, &request.ips);
+    if let Some(cause) = &away {
+        offline::check(agent, &network, &request, &taken.ips, cause)?;
+    }
     let id = EndpointId::random();
     let local = agent.networks.hold(&network, id.as_str(), &agent.tables, &agent.datapath).await?;
-    match attach_held(agent, &request, &network, &local, sandbox, id.clone()).await {
-        Ok((record, ips)) => Ok(types::Attachment {
+    let asked = Asked { request: &request, network: &network, id: id.clone(), away };
+    let attached = attach_held(agent, &asked, &local, sandbox, taken).await;
+    agent.reserve.wake();
+    match attached {
+        Ok((record, ips, queued)) => Ok(types::Attachment {
             endpoint: record.id.to_string(),
             name: record.name.clone(),
             network: network.name.to_string(),
@@ -73,6 +99,7 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
             gateways: gateways(&request, &network),
             host: agent.name.to_string(),
             elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
+            queued,
         }),
         Err(error) => {
             let _ = release(agent, &network.id, id.as_str()).await;
@@ -85,14 +112,24 @@ async fn release(agent: &Agent, network: &NetworkId, endpoint: &str) -> Result<(
     agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await
 }
 
+/// What an attach is about.
+struct Asked<'a> {
+    request: &'a Attach,
+    network: &'a NetworkRecord,
+    id: EndpointId,
+    /// Why the store is away.
+    away: Option<String>,
+}
+
 async fn attach_held(
     agent: &Agent,
-    request: &Attach,
-    network: &NetworkRecord,
+    asked: &Asked<'_>,
     local: &LocalNetwork,
     sandbox: NetNs,
-    id: EndpointId,
-) -> Result<(EndpointRecord, Vec<IpNet>), Error> {
+    taken: Taken<'_>,
+) -> Result<(EndpointRecord, Vec<IpNet>, bool), Error> {
+    let Asked { request, network, id, .. } = asked;
+    let reserved = taken.ips.clone();
     let mut note = Attachment {
         version: state::VERSION,
         stage: Stage::Attaching,
@@ -103,47 +140,39 @@ async fn attach_held(
         sandbox: request.netns.clone(),
         ifname: request.ifname.clone(),
         mac: request.mac.unwrap_or_default(),
-        ips: Vec::new(),
+        ips: with_prefixes(&reserved, network),
         gateways: gateways(request, network),
         labels: request.labels.clone(),
+        publication: match asked.away {
+            Some(_) => Publication::Queued,
+            None => Publication::Unsure,
+        },
+        reason: None,
     };
     agent.put_attachment(&note)?;
-    let spec = EndpointSpec {
-        id: Some(id.clone()),
-        ips: request.ips.clone(),
-        mac: request.mac,
-        name: request.name.clone(),
-        labels: request.labels.clone(),
-        ..EndpointSpec::default()
-    };
-    agent.tables.expect_endpoint(&id);
-    let created =
-        endpoint::create(&agent.store, network, &agent.name, agent.incarnation(), &spec).await;
-    let record = match created {
-        Ok(record) => record,
-        Err(error) => {
-            let error = endpoint_error(&error);
-            if error.is(types::ErrorCode::Unavailable) {
-                // The answer may have been lost and the record be there all the same. A store that
-                // did not answer now is not asked again while the caller waits.
-                note.stage = Stage::Detaching;
-                agent.put_attachment(&note)?;
-            } else {
-                forget(agent, &note).await;
-            }
-            return Err(error);
-        }
+    if let Err(err) = taken.spend() {
+        let _ = agent.remove_attachment(&note.endpoint);
+        return Err(state_error(&err));
+    }
+    let record = match &asked.away {
+        Some(_) => offline::record(agent, network, request, id, &reserved),
+        None => publish(agent, asked, &mut note, &reserved).await?,
     };
     note.mac = record.mac;
     note.ips = with_prefixes(&record.ips, network);
+    let queued = note.publication != Publication::Done;
     let done = async {
         agent.put_attachment(&note)?;
         let plug_in = plug_of(agent, &note, local, sandbox);
         let plugged = plug(&local.namespace, agent.networks.owner(), &plug_in)
             .await
             .map_err(|err| link_error(&err))?;
-        agent.tables.wait_for_endpoint(&network.id, &id, ECHO_TIMEOUT).await?;
-        agent.guard_ports(local, Some(&note)).await?;
+        if queued {
+            agent.tables.put_own(record.clone());
+        } else {
+            agent.tables.wait_for_endpoint(&network.id, id, ECHO_TIMEOUT).await?;
+        }
+        agent.guard_port(local, &note).await?;
         up(&local.namespace, &plugged).await.map_err(|err| link_error(&err))?;
         note.stage = Stage::Attached;
         agent.mark_settled(&note.endpoint);
@@ -163,14 +192,14 @@ async fn attach_held(
         Ok(()) => {
             tracing::info!(
                 network = %network.name, endpoint = %id, mac = %record.mac, ips = ?record.ips,
-                sandbox = %request.netns, "attached"
+                sandbox = %request.netns, queued, "attached"
             );
-            Ok((record, note.ips))
+            Ok((record, note.ips, queued))
         }
         Err(error) => {
             // What cannot be removed now stays noted, and the agent tries again.
             match take_down(agent, &mut note).await {
-                Ok(()) if !error.is(types::ErrorCode::Unavailable) => {
+                Ok(()) if queued || !error.is(types::ErrorCode::Unavailable) => {
                     forget(agent, &note).await;
                 }
                 Ok(()) => {}
@@ -179,6 +208,50 @@ async fn attach_held(
             Err(error)
         }
     }
+}
+
+/// Creates the endpoint in the store. When that does not answer and the reserve suffices, the
+/// endpoint comes to be without it, under the same id: what the store may have done is then the same.
+async fn publish(
+    agent: &Agent,
+    asked: &Asked<'_>,
+    note: &mut Attachment,
+    reserved: &[IpAddr],
+) -> Result<EndpointRecord, Error> {
+    let Asked { request, network, id, .. } = asked;
+    let spec = EndpointSpec {
+        id: Some(id.clone()),
+        ips: request.ips.clone(),
+        mac: request.mac,
+        name: request.name.clone(),
+        labels: request.labels.clone(),
+        reserved: reserved.to_vec(),
+        ..EndpointSpec::default()
+    };
+    agent.tables.expect_endpoint(id);
+    let created =
+        endpoint::create(&agent.store, network, &agent.name, agent.incarnation(), &spec).await;
+    let error = match created {
+        Ok(record) => {
+            note.publication = Publication::Done;
+            return Ok(record);
+        }
+        Err(error) => endpoint_error(&error),
+    };
+    if !error.is(types::ErrorCode::Unavailable) {
+        forget(agent, note).await;
+        return Err(error);
+    }
+    agent.reserve.unanswered(network.id.as_str());
+    let cause = error.cause.clone().unwrap_or_default();
+    if offline::check(agent, network, request, reserved, &cause).is_ok() {
+        return Ok(offline::record(agent, network, request, id, reserved));
+    }
+    // The answer may have been lost and the record be there all the same. A store that did not
+    // answer now is not asked again while the caller waits.
+    note.stage = Stage::Detaching;
+    agent.put_attachment(note)?;
+    Err(error)
 }
 
 /// Detaches what the request names.
@@ -224,7 +297,8 @@ pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached,
 pub async fn take_down(agent: &Agent, note: &mut Attachment) -> Result<(), Error> {
     if note.stage != Stage::Detaching {
         note.stage = Stage::Detaching;
-        agent.put_attachment(note)?;
+        // What else is noted may have changed meanwhile: that stays.
+        agent.change_attachment(&note.endpoint, |noted| noted.stage = Stage::Detaching)?;
     }
     let id = NetworkId::new(&note.network).ok();
     let local = match &id {
@@ -245,7 +319,7 @@ pub async fn take_down(agent: &Agent, note: &mut Attachment) -> Result<(), Error
         if let Ok(endpoint) = EndpointId::new(&note.endpoint) {
             agent.tables.forget_endpoint(&id, &endpoint);
         }
-        agent.guard_ports(&local, None).await?;
+        agent.unguard_port(&local, &note.endpoint).await?;
         drop(local);
         release(agent, &id, &note.endpoint).await?;
     } else {
@@ -275,7 +349,12 @@ pub async fn restore(
             Some(plugged) => plugged,
             None => plug(&local.namespace, owner, &wanted).await.map_err(failed)?,
         };
-        agent.guard_ports(&local, Some(note)).await?;
+        if note.publication != Publication::Done
+            && let Some(record) = offline::noted(agent, note)
+        {
+            agent.tables.put_own(record);
+        }
+        agent.guard_port(&local, note).await?;
         up(&local.namespace, &plugged).await.map_err(failed)
     }
     .await;
@@ -289,12 +368,18 @@ pub async fn restore(
 /// be told: the note stays, as `Detaching`, and is told again later.
 pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
     let ids = (NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
+    let _turn = agent.publishing.lock().await;
+    let publication = agent.attachment(&note.endpoint).map(|note| note.publication);
+    // The store was never told of it: its addresses are as reserved as they were.
+    let unsaid = publication == Some(Publication::Queued);
     if let (Ok(network), Ok(endpoint)) = ids {
         agent.tables.forget_endpoint(&network, &endpoint);
-        if let Err(cause) = remove_record(agent, &network, &endpoint).await {
-            let mut waiting = note.clone();
-            waiting.stage = Stage::Detaching;
-            if let Err(err) = agent.put_attachment(&waiting) {
+        if unsaid {
+            agent.tables.endpoint_gone(&endpoint, Revision(0));
+        } else if let Err(cause) = remove_record(agent, &network, &endpoint).await {
+            let marked =
+                agent.change_attachment(&note.endpoint, |waiting| waiting.stage = Stage::Detaching);
+            if let Err(err) = marked {
                 tracing::error!(endpoint = %note.endpoint, %err, "cannot note a detach");
             }
             agent.warn(
@@ -305,9 +390,15 @@ pub async fn forget(agent: &Agent, note: &Attachment) -> bool {
             return false;
         }
     }
+    let unused: Vec<IpAddr> =
+        if unsaid { note.ips.iter().map(IpNet::addr).collect() } else { Vec::new() };
+    if let Err(err) = agent.reserve.ended(&note.network, &unused) {
+        tracing::warn!(%err, "a reserved address is not noted; it is found again with the store");
+    }
     if let Err(err) = agent.remove_attachment(&note.endpoint) {
         tracing::error!(endpoint = %note.endpoint, %err, "cannot forget an attachment");
     }
+    agent.reserve.wake();
     true
 }
 
@@ -320,10 +411,13 @@ async fn remove_record(
     if let WatchStatus::Disconnected { cause, .. } = agent.watch_status() {
         return Err(cause);
     }
-    match endpoint::remove(&agent.store, network, endpoint, REST).await {
-        Ok(_) | Err(endpoint::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
+    let gone = match endpoint::remove(&agent.store, network, endpoint, REST).await {
+        Ok(removed) => removed.revision,
+        Err(endpoint::Error::NotFound { revision, .. }) => revision,
+        Err(error) => return Err(error.to_string()),
+    };
+    agent.tables.endpoint_gone(endpoint, Revision(gone));
+    Ok(())
 }
 
 async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attachment>, Error> {
@@ -375,6 +469,12 @@ fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetN
         gateways: note.gateways.clone(),
         isolated: agent.tables.switches_locally(local.key),
     }
+}
+
+/// Whether the sandbox of an attachment cannot be opened any more.
+#[must_use]
+pub fn sandbox_is_gone(note: &Attachment) -> bool {
+    open_sandbox(&note.sandbox).is_err()
 }
 
 fn open_sandbox(reference: &str) -> Result<NetNs, Error> {

@@ -1,3 +1,4 @@
 //! How sandboxes are attached: what the command line, and every runtime's plugin, share.
 
 pub mod attach;
+pub mod offline;

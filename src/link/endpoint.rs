@@ -392,6 +392,39 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     }
 }
 
+/// The port of an attachment: its name and its index.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn port(
+    network: &NetworkNs,
+    owner: &Owner,
+    endpoint: &str,
+) -> Result<Option<(String, u32)>, Error> {
+    let found = network.netlink().link(&owner.port(endpoint)).await?;
+    Ok(found.map(|port| (port.name, port.index)))
+}
+
+/// Sets the port of an attachment down and takes its MAC out of the bridge: nothing comes from it or
+/// goes to it any more, and the sandbox sees that its link is gone. Returns whether it was found.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn down(network: &NetworkNs, owner: &Owner, endpoint: &str) -> Result<bool, Error> {
+    let Some(port) = network.netlink().link(&owner.port(endpoint)).await? else {
+        return Ok(false);
+    };
+    let netlink = network.netlink();
+    netlink.set(&port, Vec::new(), Some(false)).await?;
+    // Its MAC may be that of an endpoint elsewhere, which the bridge must not look for here.
+    for entry in netlink.fdb().await? {
+        if entry.port == port.index && entry.bridge.is_some() && entry.kind != FdbKind::Local {
+            netlink.fdb_delete(&port, entry.mac).await?;
+        }
+    }
+    Ok(true)
+}
+
 /// Removes an attachment from whichever end still exists. Needs no sandbox; give it where the
 /// network's namespace may have lost the port. Returns whether there was anything.
 ///

@@ -108,6 +108,8 @@ fn every_operation_goes_there_and_back() {
         assert_eq!(client.fdb(None).await.unwrap(), samples::fdb());
         assert_eq!(client.neighbors(Some("blue")).await.unwrap(), samples::neighbors());
         assert_eq!(client.drops().await.unwrap(), samples::drops());
+        let wanted = CollectGarbage { apply: true, host: Some("h3".to_owned()) };
+        assert_eq!(client.collect_garbage(&wanted).await.unwrap(), samples::garbage(true));
         assert_eq!(client.stats().await.unwrap(), samples::stats());
         assert_eq!(client.store().await.unwrap(), samples::store_access());
         let token = client.make_token(&samples::make_token()).await.unwrap();

@@ -125,6 +125,10 @@ impl Api for Fake {
         Ok(samples::token())
     }
 
+    async fn collect_garbage(&self, request: CollectGarbage) -> Answer<Vec<Garbage>> {
+        Ok(samples::garbage(request.apply))
+    }
+
     async fn stats(&self) -> Answer<Stats> {
         Ok(samples::stats())
     }

@@ -24,6 +24,8 @@ fn listings_look_as_they_did() {
         ("attachment", render::attachment(&samples::attachment(), PLAIN)),
         ("detached", render::detached(&samples::detached(), PLAIN)),
         ("endpoints", render::endpoints(&samples::endpoints(), PLAIN)),
+        ("garbage", render::garbage(&samples::garbage(false), PLAIN)),
+        ("garbage_removed", render::garbage(&samples::garbage(true), PLAIN)),
         ("fdb", render::fdb(&samples::fdb(), PLAIN)),
         ("neighbors", render::neighbors(&samples::neighbors(), PLAIN)),
         ("drops", render::drops(&samples::drops(), false, PLAIN)),
@@ -49,6 +51,7 @@ fn empty_listings_say_what_to_do() {
         render::networks(&[], PLAIN),
         render::vteps(&[], PLAIN),
         render::endpoints(&[], PLAIN),
+        render::garbage(&[], PLAIN),
         render::fdb(&[], PLAIN),
         render::neighbors(&[], PLAIN),
         render::drops(&[], false, PLAIN),
@@ -98,6 +101,7 @@ fn json_has_the_names_it_had() {
     json("namespace", &samples::namespace());
     json("attachment", &samples::attachment());
     json("detached", &samples::detached());
+    json("garbage", &samples::garbage(true));
     json("endpoints", &samples::endpoints());
     json("fdb", &samples::fdb());
     json("neighbors", &samples::neighbors());

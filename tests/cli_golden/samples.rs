@@ -52,6 +52,8 @@ pub(crate) fn network() -> NetworkDetail {
         network: networks().remove(1),
         mtu_requested: None,
         gateways: vec![ip("198.51.100.1"), ip("2001:db8:51::1")],
+        exclude: vec!["198.51.100.200-198.51.100.220".to_owned()],
+        pools: pools(),
         nat_outgoing: true,
         options: [("source_check".to_owned(), "mac".to_owned())].into(),
         labels: [("team".to_owned(), "web".to_owned())].into(),
@@ -64,9 +66,37 @@ pub(crate) fn network() -> NetworkDetail {
             port: "tap0".to_owned(),
             queues: 2,
             endpoints: 2,
+            reserved: vec![ip("198.51.100.4"), ip("2001:db8:51::4")],
             reason: None,
         }),
     }
+}
+
+fn pools() -> Vec<Pool> {
+    let host = |name: &str, endpoints| PoolHost {
+        host: name.to_owned(),
+        endpoints,
+        reserved: 8,
+        blocks: 2,
+    };
+    vec![
+        Pool {
+            subnet: "198.51.100.0/24".parse().unwrap(),
+            capacity: 232,
+            used: 199,
+            reserved: 16,
+            percent: 85,
+            hosts: vec![host("h1", 2), host("h2", 181)],
+        },
+        Pool {
+            subnet: "2001:db8:51::/64".parse().unwrap(),
+            capacity: u64::MAX,
+            used: 9,
+            reserved: 8,
+            percent: 0,
+            hosts: vec![host("h1", 1)],
+        },
+    ]
 }
 
 pub(crate) fn failed_network() -> NetworkDetail {
@@ -127,7 +157,34 @@ pub(crate) fn attachment() -> Attachment {
         gateways: vec![ip("198.51.100.1")],
         host: "h1".to_owned(),
         elapsed_ms: 7.25,
+        queued: false,
     }
+}
+
+pub(crate) fn garbage(applied: bool) -> Vec<Garbage> {
+    let state = if applied { GarbageState::Removed } else { GarbageState::Found };
+    vec![
+        Garbage {
+            kind: "name".to_owned(),
+            key: "names/old".to_owned(),
+            network: None,
+            host: None,
+            reason: "network 51f0a3b87e2c0001 has no record".to_owned(),
+            age_ms: None,
+            state,
+            cause: None,
+        },
+        Garbage {
+            kind: "endpoint".to_owned(),
+            key: "endpoints/51f0a3b87e2c4d90/3f9c2a71b0d84e55".to_owned(),
+            network: Some("blue".to_owned()),
+            host: Some("h3".to_owned()),
+            reason: "host h3 has been absent for 26 h (198.51.100.7)".to_owned(),
+            age_ms: Some(93_600_000),
+            state,
+            cause: None,
+        },
+    ]
 }
 
 pub(crate) fn detached() -> Vec<Detached> {
@@ -405,6 +462,7 @@ pub(crate) fn lonely_status() -> Status {
 
 pub(crate) fn create_network() -> CreateNetwork {
     CreateNetwork {
+        exclude: Vec::new(),
         name: "blue".to_owned(),
         subnets: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:51::/64".parse().unwrap()],
         mode: Mode::Vxlan,

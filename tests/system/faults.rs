@@ -30,10 +30,10 @@ pub(crate) fn register(suite: &mut Suite) {
 }
 
 /// Times that a test can wait for.
-const SHORT: &str = "[session]\nlease = \"2s\"\nhold_down = \"2s\"";
+pub(crate) const SHORT: &str = "[session]\nlease = \"2s\"\nhold_down = \"2s\"";
 
 /// The names of attachments in an agent's state directory, unfinished files included.
-fn notes(agent: &Agent) -> BTreeSet<String> {
+pub(crate) fn notes(agent: &Agent) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(agent.state_dir().join("attachments")) else {
         return BTreeSet::new();
     };
@@ -41,13 +41,13 @@ fn notes(agent: &Agent) -> BTreeSet<String> {
 }
 
 /// Pinned namespaces of a network, of all agents of this machine.
-fn pins(network: &str) -> usize {
+pub(crate) fn pins(network: &str) -> usize {
     let Ok(entries) = fs::read_dir("/run/skybridge/netns") else { return 0 };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| name.ends_with(&format!("-{network}"))).count()
 }
 
-fn network_id(agent: &Agent) -> String {
+pub(crate) fn network_id(agent: &Agent) -> String {
     let found = agent.json(&["network", "inspect", NETWORK]);
     let id = find(&found, "id").unwrap_or_else(|| panic!("no id in {found}"));
     id.as_str().unwrap().to_owned()
@@ -65,14 +65,14 @@ fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 /// The endpoints that an agent lists for its own host: id and state.
-fn own_endpoints(agent: &Agent) -> Vec<(String, String)> {
+pub(crate) fn own_endpoints(agent: &Agent) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let all = agent.json(&["endpoints"]);
     let own = all.as_array().into_iter().flatten().filter(|item| item["host"] == agent.name());
     own.map(|item| (text(&item["id"]), text(&item["state"]))).collect()
 }
 
-fn warnings(agent: &Agent) -> String {
+pub(crate) fn warnings(agent: &Agent) -> String {
     agent.json(&["status"])["warnings"].to_string()
 }
 
@@ -89,7 +89,7 @@ fn wait_nothing_left(agent: &Agent, network: &str) {
 }
 
 /// etcd's JSON gateway: enough to write what no agent would.
-fn etcd(lab: &Lab, call: &str, body: &Value) -> Value {
+pub(crate) fn etcd(lab: &Lab, call: &str, body: &Value) -> Value {
     let address = lab.etcd().address(Family::V4);
     let answer = lab.switch().enter(|| {
         let body = body.to_string();
@@ -107,17 +107,17 @@ fn etcd(lab: &Lab, call: &str, body: &Value) -> Value {
     serde_json::from_str(body).unwrap()
 }
 
-fn put(lab: &Lab, key: &str, value: &str) {
+pub(crate) fn put(lab: &Lab, key: &str, value: &str) {
     let body = json!({"key": base64(key.as_bytes()), "value": base64(value.as_bytes())});
     let _ = etcd(lab, "put", &body);
 }
 
-fn delete(lab: &Lab, key: &str) {
+pub(crate) fn delete(lab: &Lab, key: &str) {
     let _ = etcd(lab, "deleterange", &json!({"key": base64(key.as_bytes())}));
 }
 
 /// How many keys begin so.
-fn count(lab: &Lab, prefix: &str) -> u64 {
+pub(crate) fn count(lab: &Lab, prefix: &str) -> u64 {
     let mut end = prefix.as_bytes().to_vec();
     *end.last_mut().unwrap() += 1;
     let body =
@@ -125,7 +125,7 @@ fn count(lab: &Lab, prefix: &str) -> u64 {
     etcd(lab, "range", &body)["count"].as_str().map_or(0, |count| count.parse().unwrap())
 }
 
-fn get(lab: &Lab, key: &str) -> String {
+pub(crate) fn get(lab: &Lab, key: &str) -> String {
     let found = etcd(lab, "range", &json!({"key": base64(key.as_bytes())}));
     let value = found["kvs"][0]["value"].as_str().unwrap_or_default();
     String::from_utf8(unbase64(value)).unwrap()
@@ -314,8 +314,8 @@ fn a_sandbox_goes() {
     traffic::ping(containers[0].netns(), containers[1].address(Family::V4), 56);
 }
 
-/// A store that takes connections and says nothing: commands end soon and leave nothing half done;
-/// a detach is done here and told later.
+/// A store that takes connections and says nothing: commands that need it end soon and leave nothing
+/// half done; a detach is done here and told later.
 fn a_store_that_is_silent() {
     let (lab, agents, containers) = cluster(2, Underlay::Offloading, Store::Etcd, Family::V4);
     for agent in &agents {
@@ -324,10 +324,12 @@ fn a_store_that_is_silent() {
         }
     }
     let sandbox = lab.sandbox("late");
+    // Nothing is reserved in a network that the host is not in.
+    agents[1].create_network("cold", &["--subnet", "203.0.113.0/24"]);
     lab.etcd().signal(Signal::SIGSTOP);
     for round in ["just now", "for a while"] {
         let asked = Instant::now();
-        let refused = agents[1].try_cli(&["attach", NETWORK, "--netns", sandbox.name()]);
+        let refused = agents[1].try_cli(&["attach", "cold", "--netns", sandbox.name()]);
         let took = asked.elapsed();
         measured(&format!("attach, the store silent {round}"), format_args!("{took:?}"));
         assert!(!refused.status.success());

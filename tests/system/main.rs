@@ -11,6 +11,7 @@ mod attach;
 mod errors;
 mod faults;
 mod interop;
+mod ipam;
 mod join;
 mod lab;
 mod offload;
@@ -39,6 +40,7 @@ fn main() {
     session::register(&mut suite);
     join::register(&mut suite);
     errors::register(&mut suite);
+    ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);
     suite.run();

@@ -10,10 +10,12 @@
 //!
 //! A released address rests under a lease of the store before it is given out again, since other
 //! hosts and containers may still have it cached. Whoever asks for that very address gets it
-//! nonetheless. Network, broadcast and gateway addresses are never given out, and addresses that a
-//! host reserved for attaching without the store only by that host.
+//! nonetheless. Network, broadcast, gateway and excluded addresses are never given out, and
+//! addresses that a host reserved for attaching without the store ([`reserve`]) only by that host.
 
 pub mod plan;
+mod release;
+pub mod reserve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,8 +27,11 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::key::{EndpointId, HostName, Key, NetworkId, Range};
-use crate::record::{self, AddressRecord, BlockRecord, Extra, NetworkRecord, RestRecord, VERSION};
+use crate::record::{self, AddressRecord, BlockRecord, Extra, NetworkRecord, VERSION};
 use crate::store::{self, Entry, Found, Store, conflict_pause};
+
+pub use release::release;
+pub(crate) use release::{plan_release, release_when};
 
 /// How long a released address rests unless the caller says otherwise.
 pub const REST: Duration = Duration::from_secs(60);
@@ -37,7 +42,7 @@ pub(crate) const ATTEMPTS: u32 = 64;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The address is network, broadcast or gateway address.
-    #[error("address {ip} cannot be given to an endpoint: it is the {what} of {subnet}")]
+    #[error("address {ip} cannot be given to an endpoint: it is {what} of {subnet}")]
     Excluded {
         /// The address.
         ip: IpAddr,
@@ -169,11 +174,16 @@ pub(crate) struct Asker<'a> {
     pub(crate) endpoint: &'a EndpointId,
     /// Addresses held under this id are taken over.
     pub(crate) adopt: Option<&'a EndpointId>,
+    /// Addresses that the host has reserved and that may be given to this endpoint.
+    pub(crate) reserved: &'a [IpAddr],
+    /// Whether the endpoint does not exist yet.
+    pub(crate) early: bool,
 }
 
 impl Asker<'_> {
     /// Adds what gives out one address of each family to `steps`: the wanted ones, and for families
-    /// without a wanted one the lowest free one. `held` are the records of the wanted addresses.
+    /// without a wanted one a reserved or else the lowest free one. `held` are the records of the
+    /// wanted addresses.
     pub(crate) fn plan(
         &self,
         store: &Store,
@@ -195,6 +205,15 @@ impl Asker<'_> {
             if subnets.peek().is_none() || wanted.iter().any(is_family) {
                 continue;
             }
+            let ready = self.reserved.iter().filter(|ip| is_family(ip));
+            let ready = ready.filter_map(|ip| self.reserved_block(pool, *ip)).next();
+            if let Some((allocation, offset)) = ready {
+                let block = pool.blocks.get(&allocation.block);
+                let rests = pool.resting.contains(&allocation.ip);
+                self.take(store, &allocation, offset, block, rests, steps)?;
+                allocations.push(allocation);
+                continue;
+            }
             let mut failure = None;
             let found =
                 subnets.find_map(|subnet| match self.lowest(store, pool, *subnet, spread, steps) {
@@ -211,6 +230,18 @@ impl Asker<'_> {
             }
         }
         Ok(allocations)
+    }
+
+    /// The place of an address that may be given to this endpoint because its host reserved it.
+    fn reserved_block(&self, pool: &Pool, ip: IpAddr) -> Option<(Allocation, u32)> {
+        let subnet = self.network.subnet_of(ip)?;
+        if plan::excluded(self.network, subnet, ip).is_some() {
+            return None;
+        }
+        let (block, offset) = plan::block_of(subnet, ip);
+        let record = &pool.blocks.get(&block)?.record;
+        let ours = record.host == *self.host && record.reserved.contains(offset);
+        ours.then(|| (Allocation { ip, prefix_len: subnet.prefix_len(), block }, offset))
     }
 
     /// The subnet of a wanted address.
@@ -262,6 +293,7 @@ impl Asker<'_> {
         let block = pool.blocks.get(&cidr);
         if let Some(block) = block
             && block.record.reserved.contains(offset)
+            && (block.record.host != *self.host || !self.reserved.contains(&ip))
         {
             return Err(Error::Reserved { ip, host: block.record.host.clone() });
         }
@@ -309,6 +341,7 @@ impl Asker<'_> {
         let mut record =
             block.map_or_else(|| BlockRecord::new(self.host.clone()), |block| block.record.clone());
         record.allocated.insert(offset);
+        record.reserved.remove(offset);
         steps.when.push(store.unchanged(&key, block.map_or(0, |block| block.mod_revision)));
         steps.then.push(store.put(&key, &record, 0)?);
 
@@ -331,13 +364,41 @@ impl Asker<'_> {
             endpoint: self.endpoint.clone(),
             host: self.host.clone(),
             block,
+            early: self.early,
             extra: Extra::new(),
         }
     }
 }
 
-/// At most one wanted address per subnet, each in a subnet.
-pub(crate) fn check_wanted(network: &NetworkRecord, wanted: &[IpAddr]) -> Result<(), Error> {
+/// Who has reserved an address.
+pub(crate) enum Reserver {
+    /// A host.
+    Host(HostName),
+    /// Nobody, as long as this block stays at this revision.
+    Nobody(Key, i64),
+}
+
+/// Who has reserved an address; `None` for one that lies in no subnet of the network.
+pub(crate) fn reserved_by(pool: &Pool, network: &NetworkRecord, ip: IpAddr) -> Option<Reserver> {
+    let (cidr, offset) = plan::block_of(network.subnet_of(ip)?, ip);
+    let key = Key::Block(network.id.clone(), cidr);
+    Some(match pool.blocks.get(&cidr) {
+        Some(block) if block.record.reserved.contains(offset) => {
+            Reserver::Host(block.record.host.clone())
+        }
+        Some(block) => Reserver::Nobody(key, block.mod_revision),
+        // One that cannot be read is reserved by nobody whom we could ask.
+        None if pool.bad.contains_key(&cidr) => return None,
+        None => Reserver::Nobody(key, 0),
+    })
+}
+
+/// At most one wanted address per subnet.
+///
+/// # Errors
+///
+/// [`Error::Twice`].
+pub fn check_wanted(network: &NetworkRecord, wanted: &[IpAddr]) -> Result<(), Error> {
     let mut seen: BTreeMap<Option<IpNet>, IpAddr> = BTreeMap::new();
     for ip in wanted {
         if let Some(first) = seen.insert(network.subnet_of(*ip), *ip) {
@@ -379,7 +440,7 @@ pub async fn allocate(
 ) -> Result<Vec<Allocation>, Error> {
     check_wanted(network, wanted)?;
     let _turn = store.turn().await;
-    let asker = Asker { network, host, endpoint, adopt: None };
+    let asker = Asker { network, host, endpoint, adopt: None, reserved: &[], early: true };
     let mut tried: Vec<Allocation> = Vec::new();
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -411,94 +472,6 @@ pub async fn allocate(
     Err(store::Error::Busy { what: "allocation of an address", attempts: ATTEMPTS }.into())
 }
 
-/// Takes back addresses that `endpoint` holds and lets them rest. Addresses that it does not hold
-/// are left alone.
-///
-/// # Errors
-///
-/// Why the store did not do it.
-pub async fn release(
-    store: &Store,
-    network: &NetworkId,
-    endpoint: &EndpointId,
-    ips: &[IpAddr],
-    rest: Duration,
-) -> Result<(), Error> {
-    let _turn = store.turn().await;
-    let mut lease = 0;
-    for attempt in 0..ATTEMPTS {
-        if attempt > 0 {
-            sleep(conflict_pause(attempt)).await;
-        }
-        let mut steps = Steps::default();
-        if plan_release(store, network, endpoint, ips, rest, &mut lease, &mut steps).await? == 0 {
-            return Ok(());
-        }
-        if store.txn(steps.when, steps.then, Vec::new()).await?.succeeded {
-            return Ok(());
-        }
-    }
-    Err(store::Error::Busy { what: "release of an address", attempts: ATTEMPTS }.into())
-}
-
-/// Adds what takes back those of `ips` that `endpoint` holds. `lease` is made when it is 0. Returns
-/// how many there are.
-pub(crate) async fn plan_release(
-    store: &Store,
-    network: &NetworkId,
-    endpoint: &EndpointId,
-    ips: &[IpAddr],
-    rest: Duration,
-    lease: &mut i64,
-    steps: &mut Steps,
-) -> Result<usize, store::Error> {
-    if ips.is_empty() {
-        return Ok(0);
-    }
-    let reads = ips.iter().map(|ip| store.read_key(&Key::Address(network.clone(), *ip))).collect();
-    let found = store.read(reads).await?.reads;
-    let mut held = held(network, ips, found.iter())?;
-    held.retain(|_, address| address.record.endpoint == *endpoint);
-    // Several addresses of one block leave it in one write.
-    let cidrs: BTreeSet<IpNet> = held.values().map(|address| address.record.block).collect();
-    let reads =
-        cidrs.iter().map(|cidr| store.read_key(&Key::Block(network.clone(), *cidr))).collect();
-    let found = store.read(reads).await?.reads;
-    for (cidr, entries) in cidrs.iter().zip(&found) {
-        let Some(entry) = entries.first() else { continue };
-        let key = Key::Block(network.clone(), *cidr);
-        let block: Found<BlockRecord> = Store::decode(&key, entry)?;
-        let mut record = block.record;
-        for (ip, _) in held.iter().filter(|(_, address)| address.record.block == *cidr) {
-            if let Some(offset) = plan::offset(*cidr, *ip) {
-                record.allocated.remove(offset);
-                record.reserved.remove(offset);
-            }
-        }
-        steps.when.push(store.unchanged(&key, block.mod_revision));
-        steps.then.push(store.put(&key, &record, 0)?);
-    }
-    if *lease == 0 && !held.is_empty() && !rest.is_zero() {
-        *lease = store.grant(rest).await?;
-    }
-    for (ip, address) in &held {
-        let key = Key::Address(network.clone(), *ip);
-        steps.when.push(store.unchanged(&key, address.mod_revision));
-        steps.then.push(store.delete(&key));
-        if *lease != 0 {
-            let record = RestRecord {
-                version: VERSION,
-                endpoint: endpoint.clone(),
-                host: address.record.host.clone(),
-                extra: Extra::new(),
-            };
-            let key = Key::Resting(network.clone(), *ip);
-            steps.then.push(store.put(&key, &record, *lease)?);
-        }
-    }
-    Ok(held.len())
-}
-
 /// How full a subnet is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Usage {
@@ -508,10 +481,37 @@ pub struct Usage {
     pub capacity: u128,
     /// Addresses that are given out or reserved.
     pub used: u128,
-    /// The same by owner of the block.
-    pub by_host: BTreeMap<HostName, u32>,
+    /// Of these, addresses that hosts reserved for attaching without the store.
+    pub reserved: u128,
+    /// What of it is in the blocks of each host.
+    pub by_host: BTreeMap<HostName, HostUsage>,
     /// Blocks that are claimed.
     pub blocks: usize,
+}
+
+/// What is in the blocks of one host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HostUsage {
+    /// Its blocks.
+    pub blocks: u32,
+    /// Addresses of them that are given out or reserved.
+    pub used: u32,
+    /// Of these, those that it reserved for itself.
+    pub reserved: u32,
+}
+
+impl Usage {
+    /// How full it is in percent, rounded down.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        // An IPv6 subnet may have more addresses than can be multiplied by 100.
+        let share = match self.used.checked_mul(100) {
+            _ if self.capacity == 0 => 100,
+            Some(hundredfold) => hundredfold / self.capacity,
+            None => self.used / (self.capacity / 100).max(1),
+        };
+        u8::try_from(share.min(100)).unwrap_or(100)
+    }
 }
 
 /// How full the subnets of a network are, by its blocks.
@@ -526,6 +526,7 @@ pub fn usage<'a>(
             subnet: *subnet,
             capacity: plan::capacity(network, *subnet),
             used: 0,
+            reserved: 0,
             by_host: BTreeMap::new(),
             blocks: 0,
         })
@@ -534,8 +535,13 @@ pub fn usage<'a>(
         if let Some(usage) = usage.iter_mut().find(|usage| usage.subnet.contains(cidr)) {
             let count = record.allocated.count();
             usage.used += u128::from(count);
+            let reserved = record.reserved.count();
+            usage.reserved += u128::from(reserved);
             usage.blocks += 1;
-            *usage.by_host.entry(record.host.clone()).or_default() += count;
+            let host = usage.by_host.entry(record.host.clone()).or_default();
+            host.blocks += 1;
+            host.used += count;
+            host.reserved += reserved;
         }
     }
     usage

@@ -73,12 +73,16 @@ pub fn address(block: IpNet, offset: u32) -> IpAddr {
 pub fn excluded(network: &NetworkRecord, subnet: IpNet, ip: IpAddr) -> Option<&'static str> {
     if ip == subnet.network() {
         // RFC 4291 section 2.6.1 for IPv6: the subnet-router anycast address.
-        return Some(if ip.is_ipv6() { "subnet-router address" } else { "network address" });
+        let router = "the subnet-router address";
+        return Some(if ip.is_ipv6() { router } else { "the network address" });
     }
     if !ip.is_ipv6() && ip == subnet.broadcast() {
-        return Some("broadcast address");
+        return Some("the broadcast address");
     }
-    network.gateways.contains(&ip).then_some("gateway")
+    if network.gateways.contains(&ip) {
+        return Some("the gateway");
+    }
+    network.exclude.iter().any(|range| range.contains(ip)).then_some("an excluded address")
 }
 
 /// How many addresses of a subnet can be given out; saturates for an IPv6 /0.
@@ -86,9 +90,26 @@ pub fn excluded(network: &NetworkRecord, subnet: IpNet, ip: IpAddr) -> Option<&'
 pub fn capacity(network: &NetworkRecord, subnet: IpNet) -> u128 {
     let all =
         1_u128.checked_shl(u32::from(bits(subnet) - subnet.prefix_len())).unwrap_or(u128::MAX);
-    let ends = if subnet.addr().is_ipv6() { 1 } else { 2 };
-    let gateways = network.gateways.iter().filter(|ip| subnet.contains(*ip)).count();
-    all.saturating_sub(ends).saturating_sub(u128::try_from(gateways).unwrap_or(0))
+    let single = |ip: IpAddr| (number(ip), number(ip));
+    let mut barred = vec![single(subnet.network())];
+    if !subnet.addr().is_ipv6() {
+        barred.push(single(subnet.broadcast()));
+    }
+    barred.extend(network.gateways.iter().filter(|ip| subnet.contains(*ip)).map(|ip| single(*ip)));
+    let ranges = network.exclude.iter().filter(|range| subnet.contains(&range.first()));
+    barred.extend(ranges.map(|range| (number(range.first()), number(range.last()))));
+    barred.sort_unstable();
+    // What several of them bar counts once.
+    let mut next = 0;
+    let mut count = 0_u128;
+    for (first, last) in barred {
+        let first = first.max(next);
+        if first <= last {
+            count = count.saturating_add((last - first).saturating_add(1));
+            next = last.saturating_add(1);
+        }
+    }
+    all.saturating_sub(count)
 }
 
 /// The blocks of one subnet and what rests in it.
@@ -149,38 +170,71 @@ impl<'a> Scene<'a> {
         pick(&borrowed)
     }
 
+    /// What `host` should reserve next: an address of its own blocks or of an unclaimed one that
+    /// is not in `skip`. Nothing is borrowed for that.
+    #[must_use]
+    pub fn reservable(&self, host: &HostName, skip: &BTreeSet<IpAddr>) -> Option<(IpNet, u32)> {
+        let own = self.blocks.iter().filter(|(_, block)| block.host == *host);
+        let own = own.map(|(cidr, block)| (*cidr, Some(*block)));
+        let free = |(cidr, block): (IpNet, Option<&BlockRecord>)| {
+            self.free_of(cidr, block)
+                .find(|offset| !skip.contains(&address(cidr, *offset)))
+                .map(|offset| (cidr, offset))
+        };
+        own.chain(self.unclaimed().map(|(cidr, _)| (cidr, None))).find_map(free)
+    }
+
     /// Unclaimed blocks with an address to give out, lowest first. A block without one (all of its
-    /// addresses excluded or resting) is passed over, so this ends after at most as many blocks as
-    /// are claimed, excluded or resting, and the ones taken.
+    /// addresses excluded or resting) is passed over, and an excluded range in one step, so this
+    /// ends after at most as many blocks as are claimed or resting, some more for each excluded
+    /// range, and the ones taken.
     fn unclaimed(&self) -> impl Iterator<Item = (IpNet, u32)> {
         let len = block_len(self.subnet);
         let size = 1_u128 << (bits(self.subnet) - len);
         let first = number(self.subnet.network());
         let ipv6 = self.subnet.addr().is_ipv6();
         let count = 1_u128 << (len - self.subnet.prefix_len()).min(127);
-        (0..count).filter_map(move |index| {
-            let base = from_number(ipv6, first + index * size);
-            let cidr = IpNet::new(base, len).ok()?;
-            if self.blocks.contains_key(&cidr) || self.barred.contains(&cidr) {
-                None
-            } else {
-                self.free(cidr, None)
+        let mut index = 0_u128;
+        std::iter::from_fn(move || {
+            while index < count {
+                let base = from_number(ipv6, first + index * size);
+                let cidr = IpNet::new(base, len).ok()?;
+                index += 1;
+                let ranges = self.network.exclude.iter();
+                let mut over = ranges.filter(|range| {
+                    range.contains(cidr.network()) && range.contains(cidr.broadcast())
+                });
+                if let Some(range) = over.next() {
+                    // The first block that is not wholly inside.
+                    index = index.max((number(range.last()).saturating_add(1) - first) / size);
+                    continue;
+                }
+                if self.blocks.contains_key(&cidr) || self.barred.contains(&cidr) {
+                    continue;
+                }
+                if let Some(found) = self.free(cidr, None) {
+                    return Some(found);
+                }
             }
+            None
         })
     }
 
     /// The lowest free address of a block.
     fn free(&self, cidr: IpNet, block: Option<&BlockRecord>) -> Option<(IpNet, u32)> {
+        self.free_of(cidr, block).next().map(|offset| (cidr, offset))
+    }
+
+    /// The offsets of a block's free addresses, lowest first.
+    fn free_of(&self, cidr: IpNet, block: Option<&BlockRecord>) -> impl Iterator<Item = u32> {
         let size = 1_u32 << (bits(cidr) - cidr.prefix_len()).min(6);
         let allocated = block.map(|block| block.allocated).unwrap_or_default();
-        (0..size)
-            .find(|offset| {
-                let ip = address(cidr, *offset);
-                !allocated.contains(*offset)
-                    && excluded(self.network, self.subnet, ip).is_none()
-                    && !self.resting.contains(&ip)
-            })
-            .map(|offset| (cidr, offset))
+        (0..size).filter(move |offset| {
+            let ip = address(cidr, *offset);
+            !allocated.contains(*offset)
+                && excluded(self.network, self.subnet, ip).is_none()
+                && !self.resting.contains(&ip)
+        })
     }
 }
 
@@ -248,10 +302,33 @@ mod tests {
         let mut network = network("192.0.2.0/24");
         network.gateways = vec!["192.0.2.9".parse().unwrap()];
         let what = |ip: &str| excluded(&network, network.subnets[0], ip.parse().unwrap());
-        assert_eq!(what("192.0.2.0"), Some("network address"));
-        assert_eq!(what("192.0.2.255"), Some("broadcast address"));
-        assert_eq!(what("192.0.2.9"), Some("gateway"));
+        assert_eq!(what("192.0.2.0"), Some("the network address"));
+        assert_eq!(what("192.0.2.255"), Some("the broadcast address"));
+        assert_eq!(what("192.0.2.9"), Some("the gateway"));
         assert_eq!(what("192.0.2.1"), None);
+        network.exclude = vec!["192.0.2.8-192.0.2.20".parse().unwrap()];
+        let what = |ip: &str| excluded(&network, network.subnets[0], ip.parse().unwrap());
+        assert_eq!(what("192.0.2.20"), Some("an excluded address"));
+        assert_eq!(what("192.0.2.21"), None);
+        // The gateway lies within the range and counts once.
+        assert_eq!(capacity(&network, network.subnets[0]), 254 - 13);
+    }
+
+    #[test]
+    fn large_exclusions_are_passed_over_in_one_step() {
+        for (subnet, range, first) in [
+            ("2001:db8::/64", "2001:db8::-2001:db8::7fff:ffff:ffff:ffff", "2001:db8::8000:0:0:0"),
+            ("10.0.0.0/8", "10.0.0.0/9", "10.128.0.0"),
+            ("192.0.2.0/24", "192.0.2.1-192.0.2.77", "192.0.2.78"),
+        ] {
+            let mut network = network(subnet);
+            network.exclude = vec![range.parse().unwrap()];
+            let resting = BTreeSet::new();
+            let scene = Scene::new(&network, network.subnets[0], std::iter::empty(), &resting);
+            let host = HostName::new("h1").unwrap();
+            let (block, offset) = scene.choose(&host, 0).unwrap();
+            assert_eq!(address(block, offset), first.parse::<IpAddr>().unwrap());
+        }
     }
 
     #[test]

@@ -133,3 +133,29 @@ pub struct VtepClaimRecord {
 }
 
 impl Stored for VtepClaimRecord {}
+
+/// A host that somebody saw absent, at `absent/HOST` under a lease of twice the grace. How much of
+/// that lease is used tells how long the host has been absent at least: nobody's clock is asked. A
+/// host that registers removes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AbsentRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// The host.
+    pub host: HostName,
+    /// The host that saw it absent.
+    pub seen_by: HostName,
+    /// When, in seconds since 1970, for people.
+    #[serde(default)]
+    pub since: u64,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl Stored for AbsentRecord {
+    fn contradicts(&self, key: &Key) -> Option<Key> {
+        let named = Key::Absent(self.host.clone());
+        (named != *key).then_some(named)
+    }
+}

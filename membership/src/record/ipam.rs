@@ -123,6 +123,9 @@ pub struct AddressRecord {
     pub host: HostName,
     /// The block that the address was taken from.
     pub block: IpNet,
+    /// Whether it was given out before its endpoint exists, as Docker asks for addresses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub early: bool,
     /// Fields of later versions.
     #[serde(flatten)]
     pub extra: Extra,

@@ -8,16 +8,18 @@
 mod host;
 mod ipam;
 mod network;
+mod range;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use host::{HostRecord, VtepClaimRecord, VtepRecord};
+pub use host::{AbsentRecord, HostRecord, VtepClaimRecord, VtepRecord};
 pub use ipam::{AddressRecord, Bitmap, BlockRecord, MacRecord, RestRecord};
 pub use network::{
     Compat, EndpointRecord, Local, Mode, NameRecord, NetworkOptions, NetworkRecord, OptionError,
     SourceCheck, StaticMac, StaticVtep, VniRecord,
 };
+pub use range::{AddressRange, RangeError};
 
 use crate::key::Key;
 
@@ -126,6 +128,8 @@ pub trait Stored: Serialize + DeserializeOwned {
 /// Any record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
+    /// At [`Key::Absent`].
+    Absent(AbsentRecord),
     /// At [`Key::Address`].
     Address(AddressRecord),
     /// At [`Key::Block`].
@@ -158,6 +162,7 @@ impl Record {
     /// Each variant of [`Error`].
     pub fn decode(key: &Key, bytes: &[u8]) -> Result<Self, Error> {
         Ok(match key {
+            Key::Absent(_) => Self::Absent(Stored::decode(key, bytes)?),
             Key::Address(..) => Self::Address(Stored::decode(key, bytes)?),
             Key::Block(..) => Self::Block(Stored::decode(key, bytes)?),
             Key::Endpoint(..) => Self::Endpoint(Stored::decode(key, bytes)?),

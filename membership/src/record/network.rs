@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::host::yes;
-use super::{Extra, Stored, VERSION};
+use super::{AddressRange, Extra, Stored, VERSION};
 use crate::key::{EndpointId, HostName, Key, NetworkId, NetworkName};
 
 /// How a network is carried.
@@ -286,6 +286,9 @@ pub struct NetworkRecord {
     /// Gateway addresses, at most one per subnet; empty means that there is none.
     #[serde(default)]
     pub gateways: Vec<IpAddr>,
+    /// Addresses that are never given out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<AddressRange>,
     /// Its options.
     #[serde(default)]
     pub options: NetworkOptions,
@@ -317,6 +320,7 @@ impl NetworkRecord {
             subnets: Vec::new(),
             mtu: None,
             gateways: Vec::new(),
+            exclude: Vec::new(),
             options: NetworkOptions::default(),
             labels: BTreeMap::new(),
             static_vteps: Vec::new(),

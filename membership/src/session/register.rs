@@ -67,10 +67,12 @@ impl Task {
         let known_key = Key::KnownHost(self.host.name.clone());
         let ours: BTreeSet<IpAddr> = self.host.vteps.iter().map(|vtep| vtep.advertise).collect();
 
-        let mut reads = vec![store.read_key(&host_key), store.read_key(&known_key)];
+        let absent_key = Key::Absent(self.host.name.clone());
+        let mut reads =
+            Vec::from([&host_key, &known_key, &absent_key].map(|key| store.read_key(key)));
         reads.extend(ours.iter().map(|ip| store.read_key(&Key::VtepClaim(*ip))));
         let found = store.read(reads).await?.reads;
-        let [present, known, claims @ ..] = found.as_slice() else { return Ok(false) };
+        let [present, known, absent, claims @ ..] = found.as_slice() else { return Ok(false) };
         // A host record that cannot be read is replaced: this is its owner speaking.
         let parse = |entries: &Vec<store::Entry>| {
             entries.first().and_then(|entry| Store::decode::<HostRecord>(&host_key, entry).ok())
@@ -84,6 +86,7 @@ impl Task {
         let mut when = vec![
             store.unchanged(&host_key, revision(present)),
             store.unchanged(&known_key, revision(known)),
+            store.unchanged(&absent_key, revision(absent)),
         ];
         let mut then = Vec::new();
         for (ip, entries) in ours.iter().zip(claims) {
@@ -114,6 +117,10 @@ impl Task {
         }
         if !known_host.is_some_and(|found| is_ours(&found, 0)) {
             then.push(store.put(&known_key, &self.host, 0)?);
+        }
+        if !absent.is_empty() {
+            // Who is here is not collected: whatever was counted of an absence begins anew.
+            then.push(store.delete(&absent_key));
         }
         if then.is_empty() {
             return Ok(true);

@@ -166,6 +166,12 @@ impl Error {
                        https://?",
             },
             Code::DeadlineExceeded => Self::Timeout { endpoints, seconds: 0 },
+            // A connection that breaks within an answer is told as an error of HTTP/2.
+            Code::Internal if has("h2 protocol error") => {
+                let cause = status.source().map_or_else(|| message.clone(), deepest);
+                let hint = hint("closed");
+                Self::Unreachable { endpoints, cause, hint }
+            }
             Code::Unavailable | Code::Cancelled | Code::Unknown => {
                 let cause = status.source().map_or_else(|| message.clone(), deepest);
                 let hint = hint(&cause);
@@ -232,6 +238,8 @@ mod tests {
         assert_eq!(sorted(Code::OutOfRange, future), Error::Future);
         let access = sorted(Code::InvalidArgument, "etcdserver: user name is empty");
         assert!(matches!(access, Error::Access { .. }) && !access.is_transient());
+        let broken = sorted(Code::Internal, "h2 protocol error: http2 error");
+        assert!(matches!(broken, Error::Unreachable { .. }) && broken.is_transient());
         let lease = "etcdserver: requested lease not found";
         assert_eq!(sorted(Code::NotFound, lease), Error::LeaseEnded);
     }

@@ -375,6 +375,11 @@ impl Store {
         })
     }
 
+    /// Whether the comparisons hold now.
+    pub(crate) async fn holds(&self, when: &[Compare]) -> Result<bool, Error> {
+        Ok(self.txn(when.to_vec(), Vec::new(), Vec::new()).await?.succeeded)
+    }
+
     /// Reads one key within a transaction.
     pub(crate) fn read_key(&self, key: &Key) -> TxnOp {
         TxnOp::get(self.keys().encode(key), None)
@@ -422,6 +427,21 @@ impl Store {
     pub(crate) async fn grant(&self, ttl: Duration) -> Result<i64, Error> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
         Ok(self.call(|mut c| async move { c.lease.grant(seconds, None).await }).await?.id())
+    }
+
+    /// How long a lease has been running without being renewed; `None` when it has ended.
+    pub(crate) async fn lease_age(&self, lease: i64) -> Result<Option<Duration>, Error> {
+        let answer = self.call(|mut c| async move { c.lease.time_to_live(lease, None).await });
+        let answer = match answer.await {
+            Ok(answer) => answer,
+            Err(Error::LeaseEnded) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if answer.ttl() <= 0 {
+            return Ok(None);
+        }
+        let age = answer.granted_ttl().saturating_sub(answer.ttl());
+        Ok(Some(Duration::from_secs(u64::try_from(age).unwrap_or(0))))
     }
 
     /// Ends a lease; one that has ended already is fine.
@@ -567,7 +587,7 @@ pub(crate) struct Pages {
 impl Pages {
     /// All keys there are.
     pub(crate) fn everything() -> Self {
-        Self { next: Some(vec![0]), end: vec![0], revision: 0 }
+        Self { next: Some(vec![0]), end: vec![0], revision: 0, cluster: 0 }
     }
 }
 

@@ -300,6 +300,9 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 pub enum State {
     /// Requests pass, answers are lost.
     Deaf,
+    /// Requests are held back, and pass a while after the state ends, each connection's at another
+    /// moment: the store does then what nobody waits for any more.
+    Late,
     /// Everything passes.
     Open,
     /// Connections are cut, new ones too.
@@ -380,8 +383,21 @@ async fn relay(client: TcpStream, target: String, mut state: watch::Receiver<(St
             }
         }
     };
+    let mut late = state.clone();
+    let up = async {
+        let mut bytes = [0; 16 * 1024];
+        while let Ok(len @ 1..) = client_in.read(&mut bytes).await {
+            if late.borrow().0 == State::Late {
+                let _ = late.wait_for(|(state, _)| *state != State::Late).await;
+                sleep(Duration::from_millis(rand::random_range(0..250))).await;
+            }
+            if server_out.write_all(&bytes[..len]).await.is_err() {
+                return;
+            }
+        }
+    };
     tokio::select! {
-        _ = tokio::io::copy(&mut client_in, &mut server_out) => {}
+        () = up => {}
         () = down => {}
         _ = state.wait_for(|(now, shut)| *now == State::Stalled || *shut != born) => {}
     }

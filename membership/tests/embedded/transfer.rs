@@ -1,6 +1,7 @@
 //! Records move between stores, embedded and etcd alike.
 
 use etcd_client::{Client, LeaseGrantOptions, PutOptions};
+use etcd_servers::Version;
 use membership::embedded::{Config, Server, transfer::export_dir};
 use membership::store::{Scope, Store, StoreConfig};
 use membership::transfer::{Error, Exported, ImportOptions, Imported, export, import};
@@ -92,12 +93,12 @@ async fn there_and_back(from: Backend, to: Backend) {
 
 #[tokio::test]
 async fn records_move_from_the_embedded_store_to_etcd() {
-    there_and_back(Backend::embedded().await, Backend::etcd().await).await;
+    there_and_back(Backend::embedded().await, Backend::etcd(Version::NEWEST).await).await;
 }
 
 #[tokio::test]
 async fn records_move_from_etcd_to_the_embedded_store() {
-    there_and_back(Backend::etcd().await, Backend::embedded().await).await;
+    there_and_back(Backend::etcd(Version::NEWEST).await, Backend::embedded().await).await;
 }
 
 #[tokio::test]

@@ -78,6 +78,7 @@ pub fn endpoints(endpoints: &[Endpoint], style: Style) -> String {
             EndpointState::Attached => Cell::toned("attached", Tone::Good),
             EndpointState::Attaching => "attaching".into(),
             EndpointState::Detaching => "detaching".into(),
+            EndpointState::Quarantined => Cell::toned("quarantined", Tone::Alarm),
             EndpointState::Queued => Cell::toned("queued", Tone::Warning),
             EndpointState::Suspect => Cell::toned("suspect", Tone::Warning),
             EndpointState::Unknown => "unknown".into(),
@@ -188,7 +189,12 @@ pub fn attachment(attachment: &Attachment, style: Style) -> String {
     }
     facts.add("host", &attachment.host);
     facts.add("took", format!("{:.1} ms", attachment.elapsed_ms));
-    facts.render(style)
+    let mut text = facts.render(style);
+    if attachment.queued {
+        let note = "the store is away: other hosts reach it when it is back";
+        let _ = writeln!(text, "{}", style.paint(Tone::Warning, note));
+    }
+    text
 }
 
 /// `skybridge detach`.

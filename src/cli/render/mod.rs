@@ -1,6 +1,7 @@
 //! What people see: pure functions from the API's types to text. Each takes the answer as it came
 //! and sorts it itself; [`Sorted`] does the same for JSON.
 
+mod garbage;
 mod listing;
 mod network;
 mod stats;
@@ -9,6 +10,7 @@ mod store;
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use garbage::garbage;
 pub use listing::{attachment, detached, drops, endpoints, fdb, hosts, neighbors};
 pub use network::{network, networks, vtep, vteps};
 pub use stats::{rates, stats};
@@ -17,8 +19,8 @@ pub use store::members;
 
 use super::table::{Cell, Tone};
 use crate::control::types::{
-    Drops, Endpoint, FdbEntry, Host, HostVtep, NeighborEntry, Network, PlaceKind, SourceKind,
-    StaticVtep,
+    Drops, Endpoint, FdbEntry, Garbage, Host, HostVtep, NeighborEntry, Network, PlaceKind,
+    SourceKind, StaticVtep,
 };
 
 /// Listings in a stable order.
@@ -56,6 +58,12 @@ impl Sorted for Vec<FdbEntry> {
 impl Sorted for Vec<NeighborEntry> {
     fn sort_rows(&mut self) {
         self.sort_by(|a, b| (&a.network, a.ip).cmp(&(&b.network, b.ip)));
+    }
+}
+
+impl Sorted for Vec<Garbage> {
+    fn sort_rows(&mut self) {
+        self.sort_by(|a, b| (&a.kind, &a.key).cmp(&(&b.kind, &b.key)));
     }
 }
 

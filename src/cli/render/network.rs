@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::super::table::{Cell, Facts, Style, Table, Tone, joined};
 use super::{or_dash, plural, sorted};
-use crate::control::types::{Network, NetworkDetail, NetworkState, StaticVtep};
+use crate::control::types::{Network, NetworkDetail, NetworkState, Pool, StaticVtep};
 
 /// `skybridge network ls`.
 #[must_use]
@@ -87,6 +87,9 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
     let gateways =
         if detail.gateways.is_empty() { "none".to_owned() } else { joined(&detail.gateways) };
     facts.add("gateway", gateways);
+    if !detail.exclude.is_empty() {
+        facts.add("excluded", joined(&detail.exclude));
+    }
     facts.add("options", pairs(&detail.options));
     facts.add("labels", pairs(&detail.labels));
     let hosts = match detail.host_names.is_empty() {
@@ -105,14 +108,59 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
             facts.add("bridge", &local.bridge);
             facts.add("port", format!("{}, {}", local.port, plural(local.queues.into(), "queue")));
             facts.add("local endpoints", local.endpoints);
+            facts.add("reserved here", joined(&local.reserved));
         }
         None => facts.add("here", here),
     }
     let mut text = facts.render(style);
+    if !detail.pools.is_empty() {
+        let _ = write!(text, "\n{}", pools(&detail.pools, style));
+    }
     if !detail.static_vteps.is_empty() {
         let _ = write!(text, "\n{}", vteps(&detail.static_vteps, style));
     }
     text
+}
+
+/// How full the subnets are, with a row for each host below.
+fn pools(pools: &[Pool], style: Style) -> String {
+    let mut table =
+        Table::new(&["SUBNET", ">USED", ">OF", ">FULL", "HOST", ">ENDPOINTS", ">RESERVED"]);
+    for pool in pools {
+        let tone = match pool.percent {
+            95.. => Some(Tone::Alarm),
+            80.. => Some(Tone::Warning),
+            _ => None,
+        };
+        let percent = format!("{} %", pool.percent);
+        let capacity = if pool.capacity == u64::MAX {
+            "2^64 or more".to_owned()
+        } else {
+            pool.capacity.to_string()
+        };
+        let endpoints: u64 = pool.hosts.iter().map(|host| host.endpoints).sum();
+        table.row(vec![
+            pool.subnet.into(),
+            pool.used.into(),
+            capacity.into(),
+            tone.map_or_else(|| percent.as_str().into(), |tone| Cell::toned(&percent, tone)),
+            "all".into(),
+            endpoints.into(),
+            pool.reserved.into(),
+        ]);
+        for host in &pool.hosts {
+            table.row(vec![
+                "".into(),
+                "".into(),
+                "".into(),
+                "".into(),
+                host.host.as_str().into(),
+                host.endpoints.into(),
+                host.reserved.into(),
+            ]);
+        }
+    }
+    table.render(style, 0)
 }
 
 fn pairs(map: &std::collections::BTreeMap<String, String>) -> String {

@@ -68,6 +68,9 @@ pub struct Attachment {
     pub host: String,
     /// How long the agent took, in milliseconds.
     pub elapsed_ms: f64,
+    /// The store is away: its record is published, and other hosts hear of it, when that is back.
+    #[serde(default)]
+    pub queued: bool,
 }
 
 /// Detaches: by `endpoint`, or by `network` and `netns`.
@@ -144,6 +147,9 @@ pub enum EndpointState {
     Attaching,
     /// Taken down here; its record in the store still has to go.
     Detaching,
+    /// Attached while the store was away with what is somebody else's now: cut off until it is
+    /// detached.
+    Quarantined,
     /// In use here; its record waits for the store.
     Queued,
     /// Its host's lease has ended; its entries stay in use.

@@ -3,6 +3,7 @@
 
 mod endpoint;
 mod error;
+mod garbage;
 mod listing;
 mod network;
 mod status;
@@ -12,13 +13,14 @@ pub use endpoint::{
     Attach, Attachment, DEFAULT_IFNAME, Detach, DetachTarget, Detached, Endpoint, EndpointState,
 };
 pub use error::{Error, ErrorCode};
+pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
     Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, NeighborEntry, NetworkStats,
     PlaceKind, SourceKind, Stats,
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
-    StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
+    Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
     Convergence, Datapath, Latency, Listing, Offload, OffloadState, Reload, Session, SessionState,

@@ -127,6 +127,9 @@ pub struct CreateNetwork {
     /// The gateway.
     #[serde(default)]
     pub gateway: Gateway,
+    /// Addresses that are never given out: `IP`, `IP-IP` or a prefix.
+    #[serde(default)]
+    pub exclude: Vec<String>,
     /// Whether what leaves the network is masqueraded.
     #[serde(default)]
     pub nat_outgoing: bool,
@@ -216,6 +219,12 @@ pub struct NetworkDetail {
     pub mtu_requested: Option<u16>,
     /// Gateway addresses in use; empty without a gateway.
     pub gateways: Vec<IpAddr>,
+    /// Addresses that are never given out: `IP` or `IP-IP`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// How full each subnet is.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
     /// Whether what leaves the network is masqueraded.
     pub nat_outgoing: bool,
     /// Options in use, defaults included.
@@ -232,6 +241,36 @@ pub struct NetworkDetail {
     pub local: Option<LocalNetwork>,
 }
 
+/// How full a subnet is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// The subnet.
+    pub subnet: IpNet,
+    /// Addresses that can be given out; of an IPv6 subnet at most 2^64 - 1 are told.
+    pub capacity: u64,
+    /// Addresses that endpoints have or hosts have reserved.
+    pub used: u64,
+    /// Of these, addresses that hosts have reserved for attaching while the store is away.
+    pub reserved: u64,
+    /// The part that is used, in percent, rounded down.
+    pub percent: u8,
+    /// What each host has of it.
+    pub hosts: Vec<PoolHost>,
+}
+
+/// What a host has of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolHost {
+    /// The host's name.
+    pub host: String,
+    /// Addresses of its endpoints, borrowed ones included.
+    pub endpoints: u64,
+    /// Addresses that it has reserved.
+    pub reserved: u64,
+    /// Blocks that it gives out of first.
+    pub blocks: u64,
+}
+
 /// What exists of a network on one host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalNetwork {
@@ -245,6 +284,9 @@ pub struct LocalNetwork {
     pub queues: u16,
     /// Endpoints on this host.
     pub endpoints: u64,
+    /// Addresses that this host holds ready for attaching while the store is away.
+    #[serde(default)]
+    pub reserved: Vec<IpAddr>,
     /// Why it is not up.
     pub reason: Option<String>,
 }

@@ -1,0 +1,106 @@
+//! The source checks at the ports of this host's sandboxes.
+//!
+//! A port's check comes and goes by itself. All of a network's are written together once in a run,
+//! because an earlier one may have left others, and whenever a single one cannot be changed.
+
+use std::collections::BTreeMap;
+
+use super::networks::LocalNetwork;
+use super::state::{Attachment, Stage};
+use super::{Agent, Error, link_error};
+use crate::link::source_check::{self, Guarded};
+use crate::link::{self, endpoint};
+
+/// The warning that addresses are not checked.
+const UNCHECKED: &str = "source-check";
+
+fn guarded(port: (String, u32), note: &Attachment) -> Guarded {
+    let addresses = note.ips.iter().map(ipnet::IpNet::addr).collect();
+    Guarded { port: port.0, index: port.1, mac: note.mac, addresses }
+}
+
+impl Agent {
+    /// Has the sources of an attachment's port checked, which may not be noted as attached yet.
+    ///
+    /// # Errors
+    /// When the rules are refused for another reason than that nft is missing.
+    pub async fn guard_port(&self, local: &LocalNetwork, note: &Attachment) -> Result<(), Error> {
+        // Who comes second sees what the first has done, so that neither takes a check back.
+        let mut all = local.guarded.lock().await;
+        let failed = |err| link_error(&err);
+        let owner = self.networks.owner();
+        let found =
+            endpoint::port(&local.namespace, owner, &note.endpoint).await.map_err(failed)?;
+        if let (Some(present), Some(port)) = (all.as_mut(), found) {
+            // A port that was made anew has left its old index in the map.
+            let same = present.get(&note.endpoint).is_none_or(|before| *before == port);
+            let wanted = guarded(port.clone(), note);
+            if same && source_check::put(&local.namespace, &wanted).await.is_ok() {
+                present.insert(note.endpoint.clone(), port);
+                self.clear_warning(UNCHECKED);
+                return Ok(());
+            }
+        }
+        *all = self.guard_all(local, Some(note)).await?;
+        Ok(())
+    }
+
+    /// Ends the check of an endpoint's port, which is gone.
+    ///
+    /// # Errors
+    /// As [`Self::guard_port`].
+    pub async fn unguard_port(&self, local: &LocalNetwork, endpoint: &str) -> Result<(), Error> {
+        let mut all = local.guarded.lock().await;
+        if let Some(present) = all.as_mut() {
+            let Some((port, index)) = present.remove(endpoint) else { return Ok(()) };
+            if source_check::take(&local.namespace, &port, index).await.is_ok() {
+                return Ok(());
+            }
+        }
+        *all = self.guard_all(local, None).await?;
+        Ok(())
+    }
+
+    /// Has exactly the ports of the network's attachments checked, and that of `extra`. Gives what is
+    /// checked then; `None` when nothing can be.
+    async fn guard_all(
+        &self,
+        local: &LocalNetwork,
+        extra: Option<&Attachment>,
+    ) -> Result<Option<BTreeMap<String, (String, u32)>>, Error> {
+        let id = local.id.as_str();
+        let noted = self.attachments();
+        let here = noted.iter().filter(|note| note.network == id && note.stage != Stage::Detaching);
+        let notes: BTreeMap<&str, &Attachment> =
+            here.chain(extra).map(|note| (note.endpoint.as_str(), note)).collect();
+        let found = endpoint::find(&local.namespace, self.networks.owner())
+            .await
+            .map_err(|err| link_error(&err))?;
+        let mut all = BTreeMap::new();
+        let mut ports = Vec::new();
+        for found in found {
+            let note = found.endpoint.as_deref().and_then(|endpoint| notes.get(endpoint));
+            if let Some(note) = note {
+                let port = (found.port.name, found.port.index);
+                all.insert(note.endpoint.clone(), port.clone());
+                ports.push(guarded(port, note));
+            }
+        }
+        match source_check::apply(&local.namespace, &ports).await {
+            Ok(()) => {
+                self.clear_warning(UNCHECKED);
+                Ok(Some(all))
+            }
+            Err(err @ link::Error::Nft { .. }) => {
+                // The bridge still refuses foreign MACs; what is missing is the check of addresses.
+                self.warn(
+                    UNCHECKED,
+                    format!("the source addresses of sandboxes are not checked: {err}"),
+                    Some("install nftables (`apt-get install nftables`)".to_owned()),
+                );
+                Ok(None)
+            }
+            Err(err) => Err(link_error(&err)),
+        }
+    }
+}
