@@ -196,7 +196,7 @@ pub struct Store {
 /// A duration as the configuration writes it.
 #[must_use]
 pub fn show_duration(duration: Duration) -> String {
-    parse::duration_text(duration)
+    duration_text(duration)
 }
 
 /// The datapath.

@@ -4,8 +4,8 @@ use std::future::Future;
 
 use super::types::{
     Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
-    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep,
-    Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
+    StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.

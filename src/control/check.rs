@@ -14,7 +14,8 @@ use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
 use super::types::{
-    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork, VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork,
+    VtepAdd,
 };
 
 /// Longest name of a network, endpoint or host, in bytes.

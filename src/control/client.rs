@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 
 use super::types::{
     self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
-    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail, StaticVtep,
-    Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
+    StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.

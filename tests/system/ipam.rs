@@ -295,8 +295,7 @@ fn a_restored_store() {
         });
     }
     measured("reserves are whole again after", format_args!("{:?}", back.elapsed()));
-    let books: Vec<IpAddr> =
-        agents.iter().flat_map(|agent| reserved(agent, NETWORK)).collect();
+    let books: Vec<IpAddr> = agents.iter().flat_map(|agent| reserved(agent, NETWORK)).collect();
     let used = attached.iter().flat_map(|it| [it.address(Family::V4), it.address(Family::V6)]);
     let all: BTreeSet<IpAddr> = books.iter().copied().chain(used).collect();
     assert_eq!(all.len(), 4 * RESERVED + 2 * attached.len(), "each has one owner");

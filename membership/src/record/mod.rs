@@ -182,6 +182,7 @@ impl Record {
     /// The record as JSON, as it lies in the store.
     pub(crate) fn to_json(&self) -> serde_json::Result<serde_json::Value> {
         match self {
+            Self::Absent(record) => serde_json::to_value(record),
             Self::Address(record) => serde_json::to_value(record),
             Self::Block(record) => serde_json::to_value(record),
             Self::Endpoint(record) => serde_json::to_value(record),
