@@ -99,7 +99,7 @@ pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure
     let state = StateDir::open(&config.state_dir)
         .map_err(|err| Failure::new("the agent cannot start", err))?;
     let embedded = match config.store.embedded {
-        Some(listen) => Some(EmbeddedStore::of_agent(&config, listen).map_err(no_store)?),
+        Some(listen) => Some(EmbeddedStore::of_agent(config, listen).map_err(no_store)?),
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
