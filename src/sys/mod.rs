@@ -7,7 +7,7 @@
 //! - [`mmsg`]: `sendmmsg` and `recvmmsg` with a control message of its own per datagram, which
 //!   neither `nix` nor `socket2` can say (UDP segment size and TOS differ from one to the next).
 //! - [`sockopt`]: integer socket options and the socket error queue.
-//! - [`thread`]: scheduling.
+//! - [`thread`]: the nice value of a worker.
 //! - [`tun`]: TUN/TAP queues with virtio headers and offloads.
 
 pub mod arena;
