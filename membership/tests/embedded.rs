@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests, with figures told")]
 
+#[path = "common/port.rs"]
+mod port;
+
 #[path = "embedded/harness.rs"]
 mod harness;
 

@@ -130,13 +130,14 @@ fn alone() -> (Lab, Agent) {
 /// Everything that a refused command could have left half done.
 fn everything(agent: &Agent) -> String {
     let lists = [&["network", "ls"][..], &["endpoints"]].map(|args| {
-        let mut listed = agent.json(args);
-        // It grows by itself.
-        for item in listed.as_array_mut().into_iter().flatten().filter_map(|it| it.as_object_mut())
-        {
-            item.remove("age_ms");
+        let mut list = agent.json(args);
+        // Ages go on by themselves.
+        for item in list.as_array_mut().into_iter().flatten() {
+            if let Some(item) = item.as_object_mut() {
+                item.remove("age_ms");
+            }
         }
-        listed.to_string()
+        list.to_string()
     });
     let links = agent.netns().ip_json("link show");
     let names: Vec<_> =

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -108,8 +108,7 @@ impl Backend {
 }
 
 fn free_url() -> String {
-    let listener = TcpListener::bind(LOOPBACK).unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    format!("http://127.0.0.1:{}", crate::port::free_port())
 }
 
 /// What a store answered, in a form that is the same for equal behaviour.
