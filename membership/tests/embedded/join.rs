@@ -1,6 +1,6 @@
 //! Hosts join the store by tokens and come with its certificates; nobody else is let in.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Cluster {
 
     async fn with_life(life: Option<Duration>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap();
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, crate::port::free_port()));
         Self::serve(dir, free, life).await
     }
 
@@ -227,7 +227,7 @@ async fn a_token_that_does_not_fit_is_refused_and_leaves_nothing() {
     elsewhere.endpoints = vec![cluster.url.clone()];
     refused(&elsewhere, "h6", &["not one of this store's"]).await;
     let mut nowhere = cluster.token(None).await;
-    let free = TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap();
+    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, crate::port::free_port()));
     nowhere.endpoints = vec![format!("https://{free}")];
     refused(&nowhere, "h6", &["cannot be reached", "The token is still good"]).await;
     // Another endpoint of the same token may do.
