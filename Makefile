@@ -35,7 +35,7 @@ test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilitie
 	    $(CARGO) fetch --quiet --locked --manifest-path "$$manifest"; \
 	done
 	$(CARGO) test $(AS_ROOT) --workspace
-	$(CARGO) test $(AS_ROOT) --test system
+	$(CARGO) test $(AS_ROOT) --workspace --test system
 
 bench: prepare ## Throughput and packets beside the kernel's vxlan device and the raw underlay
 	@.ci/packages $(RUN_PACKAGES)
@@ -46,7 +46,7 @@ bench: prepare ## Throughput and packets beside the kernel's vxlan device and th
 lint: prepare ## Format, clippy and documentation, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --test system -- -D warnings
+	$(CARGO) clippy --workspace --test system -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 
 fuzz: prepare ## Each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz

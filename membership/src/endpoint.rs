@@ -51,7 +51,8 @@ pub enum Error {
     /// The MAC belongs to an address that a host holds for attaching without the store.
     #[error(
         "MAC {mac} belongs to address {ip}, which host {host} has reserved for attaching without \
-         the store: ask for another"
+         the store and does not give up now: ask for another, or try again when that host is \
+         present"
     )]
     MacReserved {
         /// The MAC.
@@ -93,6 +94,18 @@ pub enum Error {
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+impl Error {
+    /// The reserved address that is in the way.
+    const fn reserved(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(ipam::Error::Reserved { ip, .. }) | Self::MacReserved { ip, .. } => {
+                Some(*ip)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What an endpoint shall be.
@@ -164,16 +177,32 @@ pub async fn create(
     let span = info_span!("endpoint", id = %id, network = %network.name);
     let mut attempt = Attempt { store, network, host, incarnation, spec, id, tried: None };
     async {
-        let _turn = store.turn().await;
+        let mut turn = store.turn().await;
+        let mut asked = BTreeSet::new();
         for number in 0..ATTEMPTS {
             if number > 0 {
                 sleep(conflict_pause(number)).await;
             }
-            if let Some(record) = attempt.make(number).await? {
-                info!(mac = %record.mac, host = %record.host, "endpoint created");
-                return Ok(record);
+            match attempt.make(number).await {
+                Ok(Some(record)) => {
+                    info!(mac = %record.mac, host = %record.host, "endpoint created");
+                    return Ok(record);
+                }
+                Ok(None) => {}
+                Err(error) => match error.reserved() {
+                    Some(ip) if asked.insert(ip) => {
+                        // Its owner may need a turn of its own, when that is this process.
+                        drop(turn);
+                        if !ipam::reserve::ask(store, network, ip).await? {
+                            return Err(error);
+                        }
+                        turn = store.turn().await;
+                    }
+                    _ => return Err(error),
+                },
             }
         }
+        drop(turn);
         Err(store::Error::Busy { what: "creation of an endpoint", attempts: ATTEMPTS }.into())
     }
     .instrument(span)

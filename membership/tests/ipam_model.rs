@@ -246,6 +246,7 @@ impl Host {
             count: RESERVED,
             used: &used,
             ready: &ready,
+            yielded: &BTreeSet::new(),
             fence: self.unanswered.contains(&network.id),
         };
         let reserved = self.or_crash(reserve::reserve(&store, wish)).await;

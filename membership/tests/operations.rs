@@ -21,6 +21,7 @@ use membership::store::{self, Credentials, Store};
 on_each_store!(
     a_dead_endpoint_is_told_and_passed_over,
     a_late_request_comes_to_nothing,
+    an_owner_gives_up_what_is_asked_for,
     an_unreadable_block_is_left_alone,
     answers_that_are_lost_do_no_harm,
     concurrent_allocation_gives_no_address_twice,
@@ -254,7 +255,8 @@ async fn reserve(
 ) -> BTreeSet<IpAddr> {
     let none = BTreeSet::new();
     let (count, host) = (8, host(on));
-    let wish = Wish { network, host: &host, count, used: &none, ready: &none, fence };
+    let wish =
+        Wish { network, host: &host, count, used: &none, ready: &none, yielded: &none, fence };
     ipam::reserve::reserve(store, wish).await.unwrap()
 }
 
@@ -310,6 +312,76 @@ async fn reserved_addresses_are_their_hosts(_: Backend, world: World) {
     assert!(reserve(&store, &small, "h1", false).await.is_empty());
     let medium = network::create(&store, &spec("medium", &["198.51.100.0/26"])).await.unwrap();
     assert_eq!(reserve(&store, &medium, "h1", false).await.len(), 3);
+}
+
+/// Whoever asks for a reserved address by name gets it from an owner that is there and does not
+/// count on it, and from no other.
+async fn an_owner_gives_up_what_is_asked_for(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let mut ready = reserve(&store, &network, "h1", false).await;
+    let error = attach(&store, &network, "h2", &wanting(&["192.0.2.3"])).await.unwrap_err();
+    assert!(error.to_string().contains("does not give it up now"), "h1 is away: {error}");
+
+    let present = store.keys().encode(&Key::Host(host("h1")));
+    world.raw().await.put(present, "{}", None).await.unwrap();
+    let mac = MacAddr::from_ipv4([192, 0, 2, 5].into());
+    let by_mac = EndpointSpec { mac: Some(mac), ..EndpointSpec::default() };
+    for (asks, ip) in [(wanting(&["192.0.2.3"]), ip("192.0.2.3")), (by_mac, ip("192.0.2.5"))] {
+        let asker = tokio::spawn({
+            let (store, network) = (world.store(), network.clone());
+            async move { attach(&store, &network, "h2", &asks).await }
+        });
+        let block = Key::Block(network.id.clone(), "192.0.2.0/29".parse().unwrap());
+        until("the address is asked for", async || {
+            let block = store.get::<BlockRecord>(&block).await.unwrap().unwrap();
+            !block.record.wanted.is_empty()
+        })
+        .await;
+        let (owner, none) = (host("h1"), BTreeSet::new());
+        let wish = Wish {
+            network: &network,
+            host: &owner,
+            count: 8,
+            used: &none,
+            ready: &ready,
+            yielded: &none,
+            fence: false,
+        };
+        // As long as it is counted on it stays.
+        assert_eq!(ipam::reserve::reserve(&store, wish).await.unwrap(), ready);
+        assert!(!asker.is_finished());
+        let (mut rest, yielded) = (ready.clone(), BTreeSet::from([ip]));
+        rest.remove(&ip);
+        let wish = Wish { ready: &rest, yielded: &yielded, ..wish };
+        ready = ipam::reserve::reserve(&store, wish).await.unwrap();
+        assert!(ready.len() == 8 && !ready.contains(&ip), "{ready:?}");
+        asker.await.unwrap().unwrap();
+    }
+    // What is in use already is not given up, and whoever asks is told without waiting for long.
+    let used = BTreeSet::from([*ready.first().unwrap()]);
+    let asker = tokio::spawn({
+        let (store, network) = (world.store(), network.clone());
+        let asks = wanting(&[&used.first().unwrap().to_string()]);
+        async move { attach(&store, &network, "h2", &asks).await }
+    });
+    let (owner, none) = (host("h1"), BTreeSet::new());
+    until("the owner has looked", async || {
+        let wish = Wish {
+            network: &network,
+            host: &owner,
+            count: 8,
+            used: &used,
+            ready: &none,
+            yielded: &none,
+            fence: false,
+        };
+        ipam::reserve::reserve(&store, wish).await.unwrap();
+        asker.is_finished()
+    })
+    .await;
+    let error = asker.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("reserved by host h1"), "{error}");
 }
 
 /// A request that was given up and is carried out after all compares blocks as they were before the

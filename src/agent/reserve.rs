@@ -15,6 +15,9 @@
 //! before the file changes. So the file is never wrong after a crash, at most short, and what it
 //! lacks comes back with the next look at the store.
 //!
+//! An address that somebody else asks for by name leaves the file, and is given up then; it is not
+//! reserved again for a while.
+//!
 //! The background task ([`keep`]) tops the book up for every network of this host and gives back
 //! what belongs to networks that this host does not use any more.
 //!
@@ -36,7 +39,8 @@ use std::time::{Duration, Instant};
 use membership::ipam::plan;
 use membership::ipam::reserve::{self, Wish};
 use membership::key::NetworkId;
-use membership::record::NetworkRecord;
+use membership::record::{NetworkRecord, Record};
+use membership::watch::Event;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
@@ -55,6 +59,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const CONTACT_NOTED: Duration = Duration::from_secs(30);
 /// Seconds between two ticks that mean that this process was stopped in between.
 const GAP: Duration = Duration::from_secs(5);
+/// How long an address that was given up for somebody else is left to them.
+const YIELDED: Duration = Duration::from_secs(10);
 /// How often a top-up is repeated when attachments end meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -90,6 +96,8 @@ struct Pages {
     short: BTreeMap<String, (i64, usize)>,
     /// Networks in whose blocks no request of this host can be on its way any more.
     fenced: BTreeSet<String>,
+    /// What was given up because somebody asked for it, and when.
+    yielded: BTreeMap<(String, IpAddr), Instant>,
     /// Until when nothing is reserved in a store that was restored.
     doubted: Option<Instant>,
 }
@@ -97,6 +105,22 @@ struct Pages {
 impl Pages {
     fn is_doubtful(&self) -> bool {
         self.doubted.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Takes out of the book what others asked for.
+    fn give_up(&mut self, network: &str, asked: &BTreeSet<IpAddr>) {
+        if let Some(ready) = self.networks.get_mut(network) {
+            ready.retain(|ip| !asked.contains(ip));
+        }
+        let now = Instant::now();
+        self.yielded.retain(|_, since| now.duration_since(*since) < YIELDED);
+        self.yielded.extend(asked.iter().map(|ip| ((network.to_owned(), *ip), now)));
+    }
+
+    /// What was given up not long ago.
+    fn yielded(&self, network: &str) -> BTreeSet<IpAddr> {
+        let here = self.yielded.keys().filter(|(id, _)| id == network);
+        here.map(|(_, ip)| *ip).collect()
     }
 }
 
@@ -331,6 +355,17 @@ fn uptime() -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
+/// Whether somebody asks this host to give up an address ([`membership::ipam::reserve`]).
+pub fn is_asked(agent: &Agent, events: &[Event]) -> bool {
+    events.iter().any(|event| match event {
+        Event::Put { record, .. } => match &**record {
+            Record::Block(block) => block.host == agent.name && !block.wanted.is_empty(),
+            _ => false,
+        },
+        _ => false,
+    })
+}
+
 /// Keeps the reserve of each network of this host at what the configuration says, for ever.
 pub async fn keep(agent: Arc<Agent>) {
     let mut tick = interval(LOOK);
@@ -407,7 +442,7 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
     let book = &agent.reserve;
     let (id, count) = (record.id.as_str(), agent.config.store.reserved_addresses);
     // What the network's blocks are says whether another try could find more.
-    let (blocks, told) = agent.tables.view(|view| {
+    let (blocks, told, asked) = agent.tables.view(|view| {
         let revisions = view.blocks_of(&record.id).map(|(_, item)| item.revision);
         let blocks = (revisions.max().unwrap_or(0), view.blocks_of(&record.id).count());
         let ours = view.blocks_of(&record.id).filter(|(_, item)| item.record.host == agent.name);
@@ -416,26 +451,33 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
                 item.record.reserved.iter().map(move |offset| plan::address(*cidr, offset))
             })
             .collect();
-        (blocks, told)
+        let ours = view.blocks_of(&record.id).filter(|(_, item)| item.record.host == agent.name);
+        let asked: BTreeSet<IpAddr> = ours
+            .flat_map(|(cidr, item)| {
+                item.record.wanted.iter().map(move |offset| plan::address(*cidr, offset))
+            })
+            .collect();
+        (blocks, told, asked)
     });
     {
         let mut pages = book.lock();
         if pages.is_doubtful() {
             return Ok(());
         }
+        pages.give_up(id, &asked);
         let ready = pages.networks.get(id).cloned().unwrap_or_default();
         let of = |ipv6: bool| ready.iter().filter(move |ip| ip.is_ipv6() == ipv6);
         let has = |ipv6: bool| record.subnets.iter().any(|net| net.addr().is_ipv6() == ipv6);
         let exact = |ipv6: bool| of(ipv6).count() == if has(ipv6) { count } else { 0 };
         let settled = exact(false) && exact(true) || pages.short.get(id) == Some(&blocks);
         // What the store is not known to hold for us is looked for there.
-        if settled && ready.is_subset(&told) {
+        if settled && ready.is_subset(&told) && asked.is_empty() {
             return Ok(());
         }
         // What is too much must not be taken by an attach while the store gives it up.
         let excess: Vec<IpAddr> =
             [false, true].into_iter().flat_map(|ipv6| of(ipv6).skip(count)).copied().collect();
-        if !excess.is_empty() {
+        if !excess.is_empty() || !asked.is_empty() {
             if let Some(present) = pages.networks.get_mut(id) {
                 present.retain(|ip| !excess.contains(ip));
             }
@@ -443,12 +485,13 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
         }
     }
     for _ in 0..ATTEMPTS {
-        let (ended, ready, fence) = {
+        let (ended, ready, yielded, fence) = {
             let mut pages = book.lock();
             // Set again by its success; what goes unanswered meanwhile takes it back.
             let fence = !pages.fenced.contains(id);
             pages.fenced.insert(id.to_owned());
-            (pages.ended, pages.networks.get(id).cloned().unwrap_or_default(), fence)
+            let ready = pages.networks.get(id).cloned().unwrap_or_default();
+            (pages.ended, ready, pages.yielded(id), fence)
         };
         let wish = Wish {
             network: record,
@@ -456,6 +499,7 @@ async fn top_up(agent: &Agent, record: &NetworkRecord) -> Result<(), Failure> {
             count,
             used: &used(agent, &record.id),
             ready: &ready,
+            yielded: &yielded,
             fence,
         };
         let reserved = match reserve::reserve(&agent.store, wish).await {

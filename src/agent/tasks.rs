@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use super::attention::Attention;
+use super::reserve;
 use super::state::{Attachment, Publication, Stage};
 use crate::control::types;
 use crate::driver::{attach, offline};
@@ -79,11 +80,15 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 }
                 let complete = batch.complete;
                 agent.doubts.look(&agent, &batch);
+                let asked = reserve::is_asked(&agent, &batch.events);
                 let lines = Journal::lines(&batch.events);
                 let announcements = agent.tables.apply(batch);
                 note(&agent, &lines);
                 agent.tables.announce(announcements, &agent.datapath);
                 agent.doubts.raise();
+                if asked {
+                    agent.reserve.wake();
+                }
                 if complete {
                     settle_mtus(&agent).await;
                     if !synced {
@@ -398,8 +403,10 @@ pub async fn remove_orphans(agent: &Agent) {
         let removed =
             membership::endpoint::remove(&agent.store, &record.network, &record.id, attach::REST)
                 .await;
-        if let Err(err) = removed {
-            tracing::warn!(endpoint = %record.id, %err, "cannot remove it");
+        match removed {
+            // A store that was restored may have lost it meanwhile.
+            Ok(_) | Err(membership::endpoint::Error::NotFound { .. }) => {}
+            Err(err) => tracing::warn!(endpoint = %record.id, %err, "cannot remove it"),
         }
     }
 }

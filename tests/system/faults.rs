@@ -93,7 +93,9 @@ pub(crate) fn etcd(lab: &Lab, call: &str, body: &Value) -> Value {
     let address = lab.etcd().address(Family::V4);
     let answer = lab.switch().enter(|| {
         let body = body.to_string();
-        let mut stream = TcpStream::connect(address).unwrap();
+        // It may have been started just now.
+        let connect = || TcpStream::connect(address).ok();
+        let (mut stream, _) = wait_until("etcd answers", Duration::from_secs(20), connect);
         let length = body.len();
         let head = format!("POST /v3/kv/{call} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();

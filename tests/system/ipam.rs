@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::traffic;
 use testkit::{Agent, Cap, Container, Family, Lab, Store, Suite, Underlay, wait_until};
@@ -19,6 +20,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.timed("ipam::detach_while_the_store_is_away", WITH_ETCD, detach_while_the_store_is_away);
     suite.test("ipam::a_lost_reserve_is_quarantined", WITH_ETCD, a_lost_reserve_is_quarantined);
     suite.timed("ipam::a_restored_store_gets_new_reserves", WITH_ETCDCTL, a_restored_store);
+    suite.test("ipam::a_reserved_address_by_name", WITH_ETCD, a_reserved_address_by_name);
     suite.test("ipam::a_pool_is_used_up", WITH_ETCD, a_pool_is_used_up);
     suite.test("ipam::garbage_is_found_and_removed", WITH_ETCD, garbage_is_found_and_removed);
 }
@@ -199,6 +201,40 @@ fn detach_while_the_store_is_away() {
             .sum();
         (theirs == 0 && pins(&network) == 1).then_some(())
     });
+}
+
+/// An address that another host has reserved is for whoever asks for it by name, while that host is
+/// there to give it up; nobody gets one of a host that is not.
+fn a_reserved_address_by_name() {
+    let (lab, agents, containers) = cluster(2, Underlay::Offloading, Store::Etcd, Family::V4);
+    allow_away(&agents);
+    let [owner, other] = &agents[..] else { unreachable!("two agents") };
+    agents.iter().for_each(wait_reserved);
+    let theirs = reserved(owner, NETWORK);
+    let asked = Instant::now();
+    let named = other.container(&lab, NETWORK, "named", &["--ip", &theirs[0].to_string()]);
+    measured(
+        "attach with an address that another host had reserved",
+        format_args!("{:?}", asked.elapsed()),
+    );
+    assert_eq!(named.address(Family::V4), theirs[0]);
+    traffic::ping(containers[0].netns(), theirs[0], 56);
+    wait_until("another one is reserved in its place", Duration::from_secs(10), || {
+        let now = reserved(owner, NETWORK);
+        (now.len() == 2 * RESERVED && !now.contains(&theirs[0])).then_some(())
+    });
+
+    owner.signal(Signal::SIGSTOP);
+    wait_until("the host that is stopped is away", Duration::from_secs(30), || {
+        let hosts = other.json(&["hosts"]);
+        let host = hosts.as_array()?.iter().find(|host| host["name"] == owner.name())?;
+        (host["state"] != "present").then_some(())
+    });
+    let (sandbox, ip) = (lab.sandbox("refused"), theirs[1].to_string());
+    let refused = other.try_cli(&["attach", NETWORK, "--netns", sandbox.name(), "--ip", &ip]);
+    owner.signal(Signal::SIGCONT);
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("does not give it up now"), "{refused}");
 }
 
 /// The store gave a reserved address to somebody else: that one has it, the endpoint that was
@@ -489,7 +525,8 @@ fn garbage_is_found_and_removed() {
     agents[1].start();
     wait_until("its owner writes it again", Duration::from_secs(20), || {
         let there = count(&lab, &format!("{endpoints}{id}")) == 1;
-        (there && count(&lab, &of("absent/h2")) == 0).then_some(())
+        let known = state_of(&agents[0], spare.address(Family::V4)).is_some();
+        (there && known && count(&lab, &of("absent/h2")) == 0).then_some(())
     });
     traffic::ping(containers[0].netns(), spare.address(Family::V4), 56);
     assert!(rows(&["gc"]).is_empty());

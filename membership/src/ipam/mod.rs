@@ -87,7 +87,10 @@ pub enum Error {
         subnets: String,
     },
     /// A host holds the address for attaching without the store.
-    #[error("address {ip} is reserved by host {host} for attaching without the store")]
+    #[error(
+        "address {ip} is reserved by host {host} for attaching without the store, and {host} does \
+         not give it up now: ask for another, or try again when that host is present"
+    )]
     Reserved {
         /// The address.
         ip: IpAddr,
@@ -342,6 +345,7 @@ impl Asker<'_> {
             block.map_or_else(|| BlockRecord::new(self.host.clone()), |block| block.record.clone());
         record.allocated.insert(offset);
         record.reserved.remove(offset);
+        record.wanted.remove(offset);
         steps.when.push(store.unchanged(&key, block.map_or(0, |block| block.mod_revision)));
         steps.then.push(store.put(&key, &record, 0)?);
 
@@ -439,7 +443,8 @@ pub async fn allocate(
     wanted: &[IpAddr],
 ) -> Result<Vec<Allocation>, Error> {
     check_wanted(network, wanted)?;
-    let _turn = store.turn().await;
+    let mut turn = store.turn().await;
+    let mut asked = BTreeSet::new();
     let asker = Asker { network, host, endpoint, adopt: None, reserved: &[], early: true };
     let mut tried: Vec<Allocation> = Vec::new();
     for attempt in 0..ATTEMPTS {
@@ -462,13 +467,25 @@ pub async fn allocate(
             return Ok(tried);
         }
         let mut steps = Steps::default();
-        let allocations = asker.plan(store, &pool, wanted, &held, attempt, &mut steps)?;
+        let allocations = match asker.plan(store, &pool, wanted, &held, attempt, &mut steps) {
+            Err(Error::Reserved { ip, host }) if asked.insert(ip) => {
+                // Its owner may need a turn of its own, when that is this process.
+                drop(turn);
+                if !reserve::ask(store, network, ip).await? {
+                    return Err(Error::Reserved { ip, host });
+                }
+                turn = store.turn().await;
+                continue;
+            }
+            planned => planned?,
+        };
         steps.when.push(store.present(&Key::Network(network.id.clone())));
         if store.txn(steps.when, steps.then, Vec::new()).await?.succeeded {
             return Ok(allocations);
         }
         tried = allocations;
     }
+    drop(turn);
     Err(store::Error::Busy { what: "allocation of an address", attempts: ATTEMPTS }.into())
 }
 

@@ -15,6 +15,11 @@
 //! The MAC that belongs to a reserved IPv4 address is as good as held: an address whose MAC
 //! somebody has is not reserved, and nobody is given the MAC of a reserved address.
 //!
+//! **Asked for by name.** Whoever asks for an address that another host has reserved marks it as
+//! wanted in the block and waits a moment ([`ask`]). The owner, if it is there, takes the address
+//! out of its book, and then out of the reserved ones. So only the owner ever gives up a reserved
+//! address, and a host that is away keeps all of its own.
+//!
 //! **Late requests.** A request whose answer was lost may be carried out long after. So an address
 //! enters the host's book only by the answer of a [`reserve`] that wrote its block after such a request
 //! was made ([`Wish::fence`]): whatever is still on its way compares the block as it was before.
@@ -24,10 +29,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use encap::MacAddr;
 use ipnet::IpNet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{ATTEMPTS, Error, Pool, Steps, plan};
 use crate::key::{HostName, Key, NetworkId, Range};
@@ -39,12 +45,58 @@ const SHARE: u128 = 16;
 /// Addresses that are reserved in one transaction: each brings three comparisons, and etcd takes
 /// 128 (`--max-txn-ops`).
 const AT_ONCE: usize = 32;
+/// How long whoever asks for a reserved address waits for its owner.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it looks meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How many addresses of a subnet one host may have reserved, when it wants `count`.
 #[must_use]
 pub fn limit(network: &NetworkRecord, subnet: IpNet, count: usize) -> usize {
     let share = plan::capacity(network, subnet) / SHARE;
     usize::try_from(share).unwrap_or(usize::MAX).min(count)
+}
+
+/// Asks the owner of a reserved address to give it up, since somebody asks for that very address,
+/// and waits until it has: true when the address is not reserved any more. An owner that is away is
+/// not asked.
+///
+/// # Errors
+///
+/// Why the store did not do it.
+pub(crate) async fn ask(
+    store: &Store,
+    network: &NetworkRecord,
+    ip: IpAddr,
+) -> Result<bool, store::Error> {
+    let Some(subnet) = network.subnet_of(ip) else { return Ok(false) };
+    let (cidr, offset) = plan::block_of(subnet, ip);
+    let key = Key::Block(network.id.clone(), cidr);
+    let deadline = Instant::now() + PATIENCE;
+    let mut asked = false;
+    while Instant::now() < deadline {
+        let Some(mut found) = store.get::<BlockRecord>(&key).await? else { return Ok(true) };
+        if !found.record.reserved.contains(offset) {
+            return Ok(true);
+        }
+        if found.record.wanted.contains(offset) {
+            asked = true;
+        } else if asked {
+            // The owner has seen it, and keeps the address.
+            return Ok(false);
+        } else {
+            let owner = Key::Host(found.record.host.clone());
+            found.record.wanted.insert(offset);
+            let when = vec![store.unchanged(&key, found.mod_revision), store.present(&owner)];
+            let then = vec![store.put(&key, &found.record, 0)?];
+            asked = store.txn(when, then, Vec::new()).await?.succeeded;
+            if !asked && !store.holds(&[store.present(&owner)]).await? {
+                return Ok(false);
+            }
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(false)
 }
 
 /// What a host wants to have reserved in a network.
@@ -61,6 +113,8 @@ pub struct Wish<'a> {
     pub used: &'a BTreeSet<IpAddr>,
     /// Addresses that the host counts on: they stay reserved if they are.
     pub ready: &'a BTreeSet<IpAddr>,
+    /// Addresses that others asked for and that are not to be reserved again for now.
+    pub yielded: &'a BTreeSet<IpAddr>,
     /// Whether a request of this host about these addresses may still be on its way, because its
     /// answer never came. The blocks are written then though nothing changes, and the late request,
     /// which compares them, comes to nothing.
@@ -77,7 +131,7 @@ pub async fn reserve(store: &Store, wish: Wish<'_>) -> Result<BTreeSet<IpAddr>, 
     let network = wish.network;
     let _turn = store.turn().await;
     // Addresses in use, whatever the store has of them, and addresses whose MAC somebody has.
-    let mut skip = wish.used.clone();
+    let mut skip: BTreeSet<IpAddr> = wish.used.union(wish.yielded).copied().collect();
     let mut failures = 0;
     loop {
         let found = store.read(Pool::reads(store, &network.id)).await?.reads;
@@ -203,7 +257,10 @@ impl Wish<'_> {
             reserved: BTreeSet::new(),
             complete: true,
         };
-        for (cidr, block) in blocks.iter().filter(|(_, block)| block.host == *self.host) {
+        for (cidr, block) in blocks.iter_mut().filter(|(_, block)| block.host == *self.host) {
+            if self.give_up(*cidr, block) {
+                change.blocks.insert(*cidr, block.clone());
+            }
             let all = block.reserved.iter().map(|offset| plan::address(*cidr, offset));
             change.reserved.extend(all.filter(|ip| !self.used.contains(ip)));
             if self.fence && !block.reserved.is_empty() {
@@ -219,6 +276,25 @@ impl Wish<'_> {
             }
         }
         change
+    }
+
+    /// Takes out of a block what others asked for, but not what is in use or counted on. Returns
+    /// whether the block changed.
+    fn give_up(&self, cidr: IpNet, block: &mut BlockRecord) -> bool {
+        let mut changed = false;
+        for offset in block.wanted.iter() {
+            let ip = plan::address(cidr, offset);
+            if self.ready.contains(&ip) {
+                continue;
+            }
+            changed = true;
+            block.wanted.remove(offset);
+            if !self.used.contains(&ip) && block.reserved.contains(offset) {
+                block.reserved.remove(offset);
+                block.allocated.remove(offset);
+            }
+        }
+        changed
     }
 
     /// Brings one subnet to `limit` reserved addresses; returns how many it has then.

@@ -78,6 +78,12 @@ impl TryFrom<String> for Bitmap {
     }
 }
 
+/// As serde asks for it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_empty(map: &Bitmap) -> bool {
+    map.is_empty()
+}
+
 /// A block of addresses, at `ipam/NETWORK/blocks/CIDR`. Changed by compare-and-swap only, in one
 /// transaction with the addresses that it gives out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +97,10 @@ pub struct BlockRecord {
     /// Addresses that the owner holds for attaching without the store. A subset of `allocated`.
     #[serde(default)]
     pub reserved: Bitmap,
+    /// Reserved addresses that somebody asks the owner to give up, since they were asked for by
+    /// name. The owner clears it.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub wanted: Bitmap,
     /// Fields of later versions.
     #[serde(flatten)]
     pub extra: Extra,
@@ -105,6 +115,7 @@ impl BlockRecord {
             host,
             allocated: Bitmap::default(),
             reserved: Bitmap::default(),
+            wanted: Bitmap::default(),
             extra: Extra::new(),
         }
     }
