@@ -16,6 +16,7 @@ use crate::support::{AGENTS, DUAL, NETWORK, containers, measured};
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.test("join::three_hosts", AGENTS, three_hosts);
+    suite.test("join::from_every_address", AGENTS, from_every_address);
     suite.test("join::renewal", AGENTS, renewal);
     suite.test("join::refusals", AGENTS, refusals);
     suite.test("join::records_move", AGENTS, records_move);
@@ -104,6 +105,27 @@ fn three_hosts() {
     for agent in &agents {
         agent.allow_log("store");
         agent.allow_log("the lease could not be ended");
+    }
+}
+
+/// The store is served on all addresses: tokens carry those at which other hosts reach it, of both
+/// families.
+fn from_every_address() {
+    for (listen, family) in [("[::]:2379", Family::V6), ("0.0.0.0:2379", Family::V4)] {
+        let lab = Lab::with_hosts(2).build();
+        let vtep = |host: usize| lab.host(host).address(family);
+        let spec = AgentSpec::new(vtep(1)).embedded_store(listen.parse().unwrap()).secure();
+        let first = lab.start_agent(1, spec);
+        let second = lab.agent(2, AgentSpec::new(vtep(2)).secure());
+        let token = token(&first, &["--host", second.name()]);
+        let said = join(lab.host(2), &token, second.name(), &second.state_dir()).expect_success();
+        let url = format!("https://{}", SocketAddr::new(vtep(1), 2379));
+        assert!(said.stdout.contains(&url), "{said}");
+        second.start();
+        let agents = [first, second];
+        agents[1].create_network(NETWORK, DUAL);
+        let containers = containers(&lab, &agents);
+        traffic::ping(containers[0].netns(), containers[1].address(family), 56);
     }
 }
 
