@@ -16,7 +16,7 @@
 //! somebody has is not reserved, and nobody is given the MAC of a reserved address.
 //!
 //! **Asked for by name.** Whoever asks for an address that another host has reserved marks it as
-//! wanted in the block and waits a moment ([`ask`]). The owner, if it is there, takes the address
+//! wanted in the block and waits a moment. The owner, if it is there, takes the address
 //! out of its book, and then out of the reserved ones. So only the owner ever gives up a reserved
 //! address, and a host that is away keeps all of its own.
 //!
