@@ -11,7 +11,9 @@ CARGO := cargo
 # protoc and the well-known types are needed to build the etcd client.
 BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-dev
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
-TEST_PACKAGES := etcd-client openssl
+TEST_PACKAGES := etcd-client openssl openvswitch-common
+# Only their files are taken: installed, they would bring services.
+UNPACKED := openvswitch-switch
 
 # Builds run as they are; only the built programs and tests run as root.
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'
@@ -31,6 +33,7 @@ demo: prepare ## Hosts as namespaces on this machine, end to end, with figures
 
 test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilities failures
 	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
+	@.ci/unpack $(UNPACKED)
 	@for manifest in tests/etcd/3.*/Cargo.toml; do \
 	    $(CARGO) fetch --quiet --locked --manifest-path "$$manifest"; \
 	done

@@ -3,7 +3,9 @@
 use testkit::traffic::{self, Udp};
 use testkit::{Agent, Container, Family, KernelVtep, Lab, Store, Suite, Underlay, VtepSpec};
 
-use crate::support::{DUAL, NETWORK, VNI, WITH_VXLAN, assert_no_checksum_errors, exchange, word};
+use crate::support::{
+    DUAL, NETWORK, VNI, WITH_VXLAN, assert_no_checksum_errors, exchange, mac_text, word,
+};
 
 const BYTES: u64 = 20_000_001;
 
@@ -138,8 +140,4 @@ fn static_vtep_comes_and_goes() {
     testkit::wait_until("its frames are taken again", std::time::Duration::from_secs(5), || {
         traffic::reaches(ours.netns(), to).then_some(())
     });
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

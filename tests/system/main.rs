@@ -1,7 +1,7 @@
 //! Tests of the whole: real agents in network namespaces, real traffic, the kernel's own vxlan
 //! device as a peer.
 //!
-//! `cargo test --test system` runs them as root; what the machine lacks is listed as ignored with
+//! `cargo test --workspace --test system` runs them as root; what the machine lacks is listed as ignored with
 //! the reason, and `SKYBRIDGE_TEST_REQUIRE=all` makes that a failure. A name or part of one after
 //! `--` selects tests.
 
@@ -10,11 +10,13 @@
 mod attach;
 mod errors;
 mod faults;
+mod frames;
 mod interop;
 mod ipam;
 mod join;
 mod lab;
 mod offload;
+mod ovs;
 mod recovery;
 mod reload;
 mod scale;
@@ -31,6 +33,8 @@ fn main() {
     lab::register(&mut suite);
     traffic::register(&mut suite);
     interop::register(&mut suite);
+    ovs::register(&mut suite);
+    frames::register(&mut suite);
     offload::register(&mut suite);
     attach::register(&mut suite);
     wire::register(&mut suite);

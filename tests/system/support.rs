@@ -73,6 +73,11 @@ pub(crate) fn exchange(lab: &Lab, a: &Container, b: &Container, bytes: u64) {
     }
 }
 
+/// As listings show it.
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// The number that `drops --json` gives for a reason, 0 if it is not listed.
 pub(crate) fn drops(agent: &Agent, reason: &str) -> u64 {
     find_reason(&agent.json(&["drops"]), reason).unwrap_or(0)

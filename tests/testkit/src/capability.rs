@@ -29,6 +29,8 @@ pub enum Cap {
     Openssl,
     /// `nft` is installed and the kernel takes a table.
     Nft,
+    /// Open vSwitch is installed or unpacked.
+    Ovs,
     /// Root, and network namespaces may be made.
     Root,
     /// `tcpdump` is installed.
@@ -50,6 +52,7 @@ impl Cap {
             Self::Links => "links",
             Self::Nft => "nft",
             Self::Openssl => "openssl",
+            Self::Ovs => "ovs",
             Self::Root => "root",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
@@ -82,6 +85,7 @@ impl Cap {
                 let check = ["--check", "add table inet skybridge_probe"];
                 works(Command::new("nft").args(check), "nft cannot add a table")
             }
+            Self::Ovs => works(&mut crate::ovs::probe(), "Open vSwitch is not here"),
             Self::Root if !Uid::effective().is_root() => Some("not root".to_owned()),
             Self::Root => in_namespace(&[]),
             Self::Tcpdump => {

@@ -49,6 +49,28 @@ impl Capture {
         Self { process, file, log }
     }
 
+    /// The frames captured so far.
+    ///
+    /// # Panics
+    ///
+    /// If the file cannot be read back.
+    #[track_caller]
+    #[must_use]
+    pub fn frames(&self) -> Vec<Vec<u8>> {
+        // pcap(5): a header of 24 bytes, then for each packet 16 bytes, the third word of which is
+        // the length.
+        let bytes = std::fs::read(&self.file).expect("tcpdump has made its file");
+        let mut rest = bytes.get(24..).unwrap_or_default();
+        let mut frames = Vec::new();
+        while let Some((head, tail)) = rest.split_at_checked(16) {
+            let length = u32::from_ne_bytes([head[8], head[9], head[10], head[11]]);
+            let Some((frame, tail)) = tail.split_at_checked(length as usize) else { break };
+            frames.push(frame.to_vec());
+            rest = tail;
+        }
+        frames
+    }
+
     /// Ends the capture and gives tcpdump's line for each packet.
     ///
     /// # Panics
