@@ -133,7 +133,7 @@ reasons! {
         "The inner source MAC belongs to an endpoint behind another VTEP.",
         "a move not yet known there, or a forgery; `skybridge fdb` shows the owner";
     InSourceAddressSpoofed = "in_source_address_spoofed", Inbound,
-        "The inner source IP belongs to an endpoint with another MAC or behind another VTEP.",
+        "The inner source IP, or an address that ARP or neighbor discovery claim, belongs to an endpoint with another MAC.",
         "a forgery behind that VTEP; `skybridge neighbors` shows the owner";
     InSourcePending = "in_source_pending", Inbound,
         "The inner source MAC has no owner yet, and the network's source check is strict.",

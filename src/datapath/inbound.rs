@@ -8,6 +8,7 @@
 //!     │ train ─► elements (one VXLAN header and inner frame each; or one inner super-frame)
 //!     │    VNI and port ─► network, VTEP admitted
 //!     │    inner source MAC ─► owned by that VTEP, or by nobody yet
+//!     │    ARP and ND ─► nothing that contradicts the tables
 //!     │    inner destination MAC ─► an endpoint here, or a group
 //!     │    ECN combined (RFC 6040)
 //!     ▼
@@ -30,6 +31,7 @@ use fdb::{
     MacEntry, Millis, NetworkKey, NetworkTables, Origin, Place, Snapshot, SourceCheck, VtepKey,
 };
 
+use super::claim;
 use super::drop::DropReason;
 use super::heard::Heard;
 use super::inner;
@@ -230,6 +232,9 @@ impl Inbound {
             && let Some(owner) = tables.neighbor(address)
             && owner.mac != source
         {
+            return Err(DropReason::InSourceAddressSpoofed);
+        }
+        if claim::contradicts(frame, source, tables) {
             return Err(DropReason::InSourceAddressSpoofed);
         }
         if inner::is_vxlan_to(frame, &self.own) {

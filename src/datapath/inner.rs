@@ -9,7 +9,7 @@ const UDP: u8 = 17;
 
 /// Type and offset of the payload. Tags of VLAN 0, which every receiver takes off as if they were
 /// not there, are looked through; behind any other tag is another network.
-fn payload(frame: &[u8]) -> Option<(EtherType, usize)> {
+pub(super) fn payload(frame: &[u8]) -> Option<(EtherType, usize)> {
     let mut found = (Frame::parse(frame)?.ether_type(), ethernet::HEADER_LEN);
     while found.0.is_tag() {
         let tag = vlan::Tag::parse(frame.get(found.1..)?)?;

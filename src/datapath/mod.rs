@@ -21,6 +21,7 @@
 //! [`Datapath`] is the handle by which the agent gives it ports and reads its counters.
 
 pub mod batch;
+pub mod claim;
 pub mod drop;
 pub mod flood;
 pub mod heard;

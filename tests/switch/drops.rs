@@ -4,11 +4,11 @@
 
 use std::collections::HashSet;
 
-use encap::{MacAddr, ecn, vnet};
+use encap::{MacAddr, ecn, ndp, vnet};
 use fdb::{Delta, Network, Place, SourceCheck, VtepKey};
 use skybridge::datapath::drop::DropReason::{self, *};
 
-use super::frames::{Spec, arp_request, mac, other, priority_tagged};
+use super::frames::{Spec, arp_request, mac, other, priority_tagged, solicitation, v6};
 use super::lab::{
     Arrived, At, ELSEWHERE, Host, Lab, NETWORK, Options, UDP_PORT, vtep_address, vtep_address_v6,
 };
@@ -59,6 +59,13 @@ fn nested(ipv6: bool) -> Vec<u8> {
 /// From the right MAC, with the address of an endpoint that has another.
 fn address_spoofed(ipv6: bool) -> Vec<u8> {
     with_source(mac(17), Spec::new(33, 1, ipv6, true, 100).whole())
+}
+
+/// An advertisement by endpoint `from` that the address of endpoint `of` is its own.
+fn advertisement(from: u8, of: u8) -> Vec<u8> {
+    let mut frame = [0; 128];
+    let len = ndp::announcement(v6(of), mac(from), &mut frame).unwrap();
+    frame[..len].to_vec()
 }
 
 fn fails(host: &mut Host, errno: i32) {
@@ -164,6 +171,19 @@ const CASES: &[Case] = &[
     (InSourceAddressSpoofed, At::Port, |host| {
         check(host, SourceCheck::MacIp);
         arrives(host, &with_source(mac(17), arp_request(33, Some(33), 1)));
+    }),
+    // ARP and neighbor discovery are held against the tables whatever the network checks.
+    (InSourceAddressSpoofed, At::Port, |host| arrives(host, &arp_request(17, Some(1), 2))),
+    (InSourceAddressSpoofed, At::Port, |host| {
+        arrives(host, &priority_tagged(&solicitation(17, Some(33), 1)));
+    }),
+    (InSourceAddressSpoofed, At::Port, |host| arrives(host, &advertisement(17, 1))),
+    (InSourceAddressSpoofed, At::Port, |host| {
+        // The right sender with another's link-layer address.
+        let mut frame = solicitation(17, Some(17), 1);
+        let at = frame.len() - 1;
+        frame[at] ^= 0xff;
+        arrives(host, &frame);
     }),
     (InSourcePending, At::Port, |host| {
         check(host, SourceCheck::Strict);

@@ -11,6 +11,7 @@ mod attach;
 mod errors;
 mod faults;
 mod frames;
+mod hostile;
 mod interop;
 mod ipam;
 mod join;
@@ -38,6 +39,7 @@ fn main() {
     offload::register(&mut suite);
     attach::register(&mut suite);
     wire::register(&mut suite);
+    hostile::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);

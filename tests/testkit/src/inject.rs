@@ -17,20 +17,37 @@ use crate::netns::Netns;
 /// If the interface is not there or refuses a frame.
 #[track_caller]
 pub fn send_frames(netns: &Netns, interface: &str, frames: &[Vec<u8>]) {
-    netns.enter(|| {
-        // The kernel's own listing gives the link-layer address in the form that sendto takes.
-        let address = nix::ifaddrs::getifaddrs()
-            .expect("interfaces can be listed")
-            .filter(|entry| entry.interface_name == interface)
-            .find_map(|entry| entry.address.filter(|address| address.as_link_addr().is_some()))
-            .unwrap_or_else(|| panic!("no interface {interface}"));
-        let socket: OwnedFd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)
-            .expect("root may open a packet socket");
-        for frame in frames {
-            sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
-                .unwrap_or_else(|err| panic!("cannot send {} bytes: {err}", frame.len()));
-        }
-    });
+    let socket = FrameSocket::open(netns, interface);
+    for frame in frames {
+        socket.send(frame).unwrap_or_else(|err| panic!("cannot send {} bytes: {err}", frame.len()));
+    }
+}
+
+/// A packet socket that sends out of one interface.
+pub(crate) struct FrameSocket {
+    socket: OwnedFd,
+    // The kernel's own listing gives the link-layer address in the form that sendto takes.
+    address: nix::sys::socket::SockaddrStorage,
+}
+
+impl FrameSocket {
+    #[track_caller]
+    pub(crate) fn open(netns: &Netns, interface: &str) -> Self {
+        netns.enter(|| {
+            let address = nix::ifaddrs::getifaddrs()
+                .expect("interfaces can be listed")
+                .filter(|entry| entry.interface_name == interface)
+                .find_map(|entry| entry.address.filter(|address| address.as_link_addr().is_some()))
+                .unwrap_or_else(|| panic!("no interface {interface}"));
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None)
+                .expect("root may open a packet socket");
+            Self { socket, address }
+        })
+    }
+
+    pub(crate) fn send(&self, frame: &[u8]) -> nix::Result<usize> {
+        sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty())
+    }
 }
 
 /// A TAP device as a virtual machine would have it: every frame passes through this value.

@@ -31,6 +31,7 @@
 //! mount namespace, in which the pins of an agent would die with it.
 
 mod agent;
+mod attack;
 mod capability;
 mod capture;
 mod container;
@@ -52,6 +53,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 pub use agent::{Agent, AgentSpec};
+pub use attack::{Attack, Dice, Pace};
 pub use capability::{Cap, missing};
 pub use capture::Capture;
 pub use container::Container;
