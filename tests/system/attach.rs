@@ -9,6 +9,7 @@ use serde_json::Value;
 use testkit::traffic::{self, finish, start};
 use testkit::{Agent, Family, Lab, Store, Suite, Underlay, wait_until};
 
+use crate::faults::network_id;
 use crate::support::{AGENTS, DUAL, NETWORK, WITH_ETCD, cluster, exchange, measured, number};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -135,8 +136,9 @@ fn detach_leaves_nothing() {
     assert!(matches!(again.code(), 0 | 1), "{again}");
 }
 
-/// Everything on a host that an agent could leave behind.
-fn traces(agent: &Agent) -> BTreeSet<String> {
+/// Everything on a host that an agent could leave behind of `network`. Mounts are those of the whole
+/// machine, on which other agents may come and go meanwhile.
+fn traces(agent: &Agent, network: &str) -> BTreeSet<String> {
     let mut traces: BTreeSet<String> =
         links(agent.netns()).into_iter().map(|link| format!("link {link}")).collect();
     let nft = agent.netns().exec("nft", &["list", "tables"]);
@@ -148,7 +150,7 @@ fn traces(agent: &Agent) -> BTreeSet<String> {
     traces.extend(
         mounts
             .lines()
-            .filter(|line| line.contains("skybridge") || line.contains(&state))
+            .filter(|line| line.contains(network) || line.contains(&state))
             .map(|line| format!("mount {line}")),
     );
     traces
@@ -157,13 +159,15 @@ fn traces(agent: &Agent) -> BTreeSet<String> {
 fn cleanup_leaves_nothing() {
     let lab = Lab::with_hosts(1).build();
     let agent = lab.agent(1, lab.spec(1, Store::Embedded, Family::V4));
-    let before = traces(&agent);
     agent.start();
     agent.create_network(NETWORK, DUAL);
+    let network = network_id(&agent);
+    let before = traces(&agent, &network);
     let containers: Vec<_> =
         ["c1", "c2"].iter().map(|name| agent.container(&lab, NETWORK, name, &[])).collect();
     traffic::ping(containers[0].netns(), containers[1].address(Family::V4), 56);
     agent.stop();
+    assert_ne!(traces(&agent, &network), before, "it is pinned");
     // Stopped is not removed: containers keep their interfaces over an upgrade.
     assert!(links(containers[0].netns()).contains("eth0"));
     let cleaned = agent.clean_up();
@@ -171,7 +175,7 @@ fn cleanup_leaves_nothing() {
     for container in &containers {
         assert_eq!(links(container.netns()), ["lo".to_owned()].into());
     }
-    assert_eq!(traces(&agent), before);
+    assert_eq!(traces(&agent, &network), before);
     let again = agent.clean_up();
     assert_eq!(again.code(), 0, "with nothing left to remove: {again}");
 }

@@ -79,7 +79,7 @@ fn bytes(lab: &Lab, from: &testkit::Container, to: &testkit::Container) {
         let how = Tcp { bytes: 8_000_001, streams: 2, odd_sizes: true };
         traffic::tcp(lab, from, to, family, how);
         for (size, gso) in [(64, false), (1200, true), (3000, false)] {
-            let how = Udp { count: 2000, size, rate: 10_000, gso };
+            let how = Udp { count: 500, size, rate: 2500, gso };
             traffic::udp(lab, from, to, family, how);
         }
     }

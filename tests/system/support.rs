@@ -67,7 +67,7 @@ pub(crate) fn exchange(lab: &Lab, a: &Container, b: &Container, bytes: u64) {
         traffic::tcp(lab, a, b, family, Tcp { bytes, streams: 1, odd_sizes: true });
         traffic::tcp(lab, a, b, family, Tcp { bytes, streams: 4, odd_sizes: false });
         for (size, gso) in [(18, false), (1200, false), (1200, true), (4000, false)] {
-            let how = Udp { count: 2000, size, rate: 10_000, gso };
+            let how = Udp { count: 500, size, rate: 2500, gso };
             traffic::udp(lab, a, b, family, how);
         }
     }
