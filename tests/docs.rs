@@ -219,3 +219,17 @@ fn links_between_the_documents_lead_somewhere() {
         }
     }
 }
+
+/// Tests that the document on reliability names are there.
+#[test]
+fn promises_are_tested() {
+    let text = read("docs/reliability.md");
+    let named: BTreeSet<&str> =
+        text.split('`').skip(1).step_by(2).filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for name in named {
+        let (module, test) = name.split_once("::").unwrap();
+        let source = read(&format!("tests/system/{module}.rs"));
+        assert!(source.contains(&format!("\"{module}::{test}")), "{name} is no test");
+    }
+}
