@@ -47,7 +47,7 @@ use core::ops::Range;
 
 use crate::bytes::u32_at;
 use crate::layers::{Network, Protocol, Transport};
-use crate::{flow, tcp, udp, vnet};
+use crate::{Link, flow, tcp, udp, vnet};
 use candidate::Candidate;
 
 /// Flows that can be open at once.
@@ -175,11 +175,24 @@ impl Coalescer {
         mtu: u16,
         sink: &mut impl Sink,
     ) -> Seen {
+        self.push_on(Link::Ethernet, arena, frame, (tag, gso_size, mtu), sink)
+    }
+
+    /// As [`push`](Self::push), for a frame of any link; `(tag, gso_size, mtu)` as there. All frames
+    /// of one tag are of one link.
+    pub fn push_on(
+        &mut self,
+        link: Link,
+        arena: &[u8],
+        frame: Range<usize>,
+        (tag, gso_size, mtu): (u32, u16, u16),
+        sink: &mut impl Sink,
+    ) -> Seen {
         let Some(bytes) = arena.get(frame.clone()) else { return Seen::Other };
         if gso_size == 0 && self.goes_on(arena, bytes, &frame, tag, sink) {
             return Seen::Valid;
         }
-        let Some(ip) = Network::parse(bytes) else {
+        let Some(ip) = Network::parse(link, bytes) else {
             sink.frame(tag, &vnet::Header::NONE, &[], &[frame]);
             return Seen::Other;
         };

@@ -1,7 +1,7 @@
 //! Explicit congestion notification across the tunnel (RFC 6040, normal mode).
 
 use crate::ethernet::EtherType;
-use crate::{ipv4, ipv6, vlan};
+use crate::{Link, ipv4, ipv6};
 
 /// The ECN bits of a TOS byte or traffic class.
 pub const MASK: u8 = 0b11;
@@ -50,7 +50,13 @@ pub const fn decapsulate(inner_tos: u8, outer_tos: u8) -> Decapsulated {
 /// when it carries no IP header.
 #[must_use]
 pub fn tos_of(frame: &[u8]) -> Option<u8> {
-    let (ether_type, l3) = vlan::payload(frame)?;
+    tos_on(Link::Ethernet, frame)
+}
+
+/// As [`tos_of`], for a frame of any link.
+#[must_use]
+pub fn tos_on(link: Link, frame: &[u8]) -> Option<u8> {
+    let (ether_type, l3) = link.payload(frame)?;
     let header = frame.get(l3..)?;
     match (ether_type, header.first()? >> 4) {
         (EtherType::IPV4, 4) => header.get(ipv4::field::TOS).copied(),
@@ -65,7 +71,14 @@ pub fn tos_of(frame: &[u8]) -> Option<u8> {
 /// Sets the two ECN bits of a frame's IP header and keeps an IPv4 header checksum right. Nothing
 /// happens to a frame without an IP header.
 pub fn set_ecn(frame: &mut [u8], ecn: u8) {
-    let Some((tos, (ether_type, l3))) = tos_of(frame).zip(vlan::payload(frame)) else { return };
+    set_ecn_on(Link::Ethernet, frame, ecn);
+}
+
+/// As [`set_ecn`], for a frame of any link.
+pub fn set_ecn_on(link: Link, frame: &mut [u8], ecn: u8) {
+    let Some((tos, (ether_type, l3))) = tos_on(link, frame).zip(link.payload(frame)) else {
+        return;
+    };
     let tos = (tos & !MASK) | (ecn & MASK);
     let Some(packet) = frame.get_mut(l3..) else { return };
     match ether_type {
@@ -77,7 +90,7 @@ pub fn set_ecn(frame: &mut [u8], ecn: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MacAddr, ethernet};
+    use crate::{MacAddr, ethernet, vlan};
 
     #[test]
     fn outer_bits_are_copied() {

@@ -2,7 +2,7 @@
 
 use crate::bytes::array_at;
 use crate::layers::{Network, ports};
-use crate::vlan;
+use crate::{Link, vlan};
 
 /// A hash of an inner frame's flow. Frames of one flow give one value on one host and build; the
 /// value has no meaning elsewhere.
@@ -12,12 +12,23 @@ use crate::vlan;
 /// type for all else. Up to two VLAN tags are looked through.
 #[must_use]
 pub fn hash(frame: &[u8]) -> u32 {
-    let Some(ip) = Network::parse(frame) else {
+    network(Link::Ethernet, frame).unwrap_or_else(|| {
         let [a, b] = [array_at::<8>(frame, 0), array_at::<8>(frame, 4)].map(u64::from_ne_bytes);
         let ether_type = vlan::payload(frame).map_or(0, |(ether_type, _)| ether_type.0);
-        return finish(mix(mix(u64::from(ether_type), a), b));
-    };
-    transport(ip.addresses(frame), ports(frame, &ip).unwrap_or(0), ip.protocol, 0)
+        finish(mix(mix(u64::from(ether_type), a), b))
+    })
+}
+
+/// As [`hash`], for an IP packet without a link layer. Whatever is no packet has one value.
+#[must_use]
+pub fn hash_packet(packet: &[u8]) -> u32 {
+    network(Link::None, packet).unwrap_or(0)
+}
+
+fn network(link: Link, frame: &[u8]) -> Option<u32> {
+    let ip = Network::parse(link, frame)?;
+    let ports = ports(frame, &ip).unwrap_or(0);
+    Some(transport(ip.addresses(frame), ports, ip.protocol, 0))
 }
 
 /// A hash of addresses (a multiple of eight bytes), both ports, protocol and port tag.

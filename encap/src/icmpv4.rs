@@ -13,7 +13,7 @@ use core::net::Ipv4Addr;
 use crate::bytes::{gather, put_u16, u16_at};
 use crate::checksum::Sum;
 use crate::ethernet::{self, EtherType, Frame};
-use crate::{ipv4, vlan};
+use crate::{Link, ipv4};
 
 mod field {
     pub(super) const TYPE: usize = 0;
@@ -102,12 +102,26 @@ impl<'a> Message<'a> {
 /// the packet asked not to be fragmented is not looked at.
 #[must_use]
 pub fn fragmentation_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
-    let (ether_type, offset) = vlan::payload(frame)?;
     let link = Frame::parse(frame)?;
-    if ether_type != EtherType::IPV4
-        || !link.destination().is_unicast()
-        || !link.source().is_unicast()
-    {
+    if !link.destination().is_unicast() || !link.source().is_unicast() {
+        return None;
+    }
+    let len = fragmentation_needed_on(Link::Ethernet, frame, mtu, out)?;
+    ethernet::set_addresses(out, link.source(), link.destination());
+    Some(len)
+}
+
+/// As [`fragmentation_needed`], for a frame of any link; what stands in front of the packet is kept as it
+/// is.
+#[must_use]
+pub fn fragmentation_needed_on(
+    link: Link,
+    frame: &[u8],
+    mtu: u16,
+    out: &mut [u8],
+) -> Option<usize> {
+    let (ether_type, offset) = link.payload(frame)?;
+    if ether_type != EtherType::IPV4 {
         return None;
     }
     let bytes = frame.get(offset..)?;
@@ -137,9 +151,7 @@ pub fn fragmentation_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<us
         destination: packet.source(),
     };
     let header = header.emit(HEADER_LEN + quoted_len)?;
-    let len = gather(out, &[frame.get(..offset)?, &header, &message, quoted])?;
-    ethernet::set_addresses(out, link.source(), link.destination());
-    Some(len)
+    gather(out, &[frame.get(..offset)?, &header, &message, quoted])
 }
 
 fn is_one_host(address: Ipv4Addr) -> bool {
@@ -152,7 +164,7 @@ fn is_one_host(address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MacAddr;
+    use crate::{MacAddr, vlan};
 
     const A: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 1]);
     const B: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 2]);

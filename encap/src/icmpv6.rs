@@ -13,7 +13,7 @@ use core::net::Ipv6Addr;
 use crate::bytes::{gather, put, put_u16, u32_at};
 use crate::checksum::Sum;
 use crate::ethernet::{self, EtherType, Frame};
-use crate::{ipv6, vlan};
+use crate::{Link, ipv6};
 
 mod field {
     pub(super) const TYPE: usize = 0;
@@ -106,12 +106,21 @@ impl<'a> Message<'a> {
 /// packet; we do not let one frame to a group call forth many); also when `out` is too small.
 #[must_use]
 pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
-    let (ether_type, offset) = vlan::payload(frame)?;
     let link = Frame::parse(frame)?;
-    if ether_type != EtherType::IPV6
-        || !link.destination().is_unicast()
-        || !link.source().is_unicast()
-    {
+    if !link.destination().is_unicast() || !link.source().is_unicast() {
+        return None;
+    }
+    let len = packet_too_big_on(Link::Ethernet, frame, mtu, out)?;
+    ethernet::set_addresses(out, link.source(), link.destination());
+    Some(len)
+}
+
+/// As [`packet_too_big`], for a frame of any link; what stands in front of the packet is kept as it
+/// is.
+#[must_use]
+pub fn packet_too_big_on(link: Link, frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
+    let (ether_type, offset) = link.payload(frame)?;
+    if ether_type != EtherType::IPV6 {
         return None;
     }
     let bytes = frame.get(offset..)?;
@@ -144,9 +153,7 @@ pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
         destination,
     };
     let header = header.emit(HEADER_LEN + quoted_len)?;
-    let len = gather(out, &[frame.get(..offset)?, &header, &message, quoted])?;
-    ethernet::set_addresses(out, link.source(), link.destination());
-    Some(len)
+    gather(out, &[frame.get(..offset)?, &header, &message, quoted])
 }
 
 fn is_one_host(address: Ipv6Addr) -> bool {
@@ -156,7 +163,7 @@ fn is_one_host(address: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MacAddr;
+    use crate::{MacAddr, vlan};
 
     const A: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 1]);
     const B: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 2]);

@@ -4,7 +4,7 @@
 use crate::bytes::u32_at;
 use crate::checksum::Sum;
 use crate::ethernet::EtherType;
-use crate::{ipv4, ipv6, tcp, udp, vlan};
+use crate::{Link, ipv4, ipv6, tcp, udp};
 
 /// All headers of a frame at most, in bytes: Ethernet with two tags, IPv4 and TCP with all options.
 /// IPv6 extension headers must fit beside them.
@@ -21,7 +21,7 @@ pub(crate) enum Version {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Network {
     pub(crate) version: Version,
-    /// Offset of the IP header: 14, 18 or 22.
+    /// Offset of the IP header: 14, 18 or 22, or 0 without a link layer.
     pub(crate) l3: usize,
     /// Offset behind the IP header with its options or extension headers.
     pub(crate) l4: usize,
@@ -52,8 +52,8 @@ impl Network {
     };
 
     /// `None` when the frame carries no IP packet or a malformed one.
-    pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
-        let (ether_type, l3) = vlan::payload(frame)?;
+    pub(crate) fn parse(link: Link, frame: &[u8]) -> Option<Self> {
+        let (ether_type, l3) = link.payload(frame)?;
         let bytes = frame.get(l3..)?;
         match ether_type {
             EtherType::IPV4 => {

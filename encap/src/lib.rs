@@ -19,6 +19,9 @@
 //! inbound    TAP  <-  vnet::Header::emit   <-  coalesce       <-  vxlan::train  <-  underlay
 //! ```
 //!
+//! The same two serve the packets of a TUN, which have no Ethernet header: functions that take a
+//! [`Link`] are told so. [`ipip`] and [`ipudp`] are the encapsulations that go with it.
+//!
 //! # Contract
 //!
 //! No function panics, whatever bytes it is given. A view is made by a function that checks
@@ -26,7 +29,8 @@
 //! reads what was checked. Lengths in headers are checked against the bytes there are; checksums
 //! only where a function says so. Writers take a buffer and give the length they wrote, or an array;
 //! they write every byte of what they give. Ranges and offsets count from the first byte of the
-//! slice that the function was given, mostly the Ethernet header. Up to two VLAN tags are looked
+//! slice that the function was given, mostly the Ethernet header, or the IP header where
+//! there is none. Up to two VLAN tags are looked
 //! through everywhere.
 //!
 //! Only small functions are marked inline: the others stay compiled here, optimised, even when a
@@ -34,6 +38,7 @@
 
 mod bytes;
 mod layers;
+mod link;
 
 pub mod arp;
 pub mod checksum;
@@ -43,6 +48,8 @@ pub mod ethernet;
 pub mod flow;
 pub mod icmpv4;
 pub mod icmpv6;
+pub mod ipip;
+pub mod ipudp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod mac;
@@ -56,5 +63,6 @@ pub mod vnet;
 pub mod vni;
 pub mod vxlan;
 
+pub use link::Link;
 pub use mac::{MacAddr, ParseMacError};
 pub use vni::{Vni, VniError};

@@ -36,9 +36,8 @@ use core::ops::Range;
 
 use crate::bytes::{put, put_u16, u16_at, u32_at};
 use crate::checksum::Sum;
-use crate::ethernet;
 use crate::layers::{Network, Protocol, Transport, Version};
-use crate::{ipv4, ipv6, tcp, udp, vnet};
+use crate::{Link, ipv4, ipv6, tcp, udp, vnet};
 
 pub use crate::layers::HEADER_LEN_MAX;
 
@@ -98,10 +97,24 @@ impl core::error::Error for Error {}
 /// super-frame would be, or when not even one byte of TCP payload fits; the frame is unchanged then.
 /// [`Error::Malformed`] as its variants say.
 pub fn plan(vnet: &vnet::Header, frame: &mut [u8], max_frame: usize) -> Result<Plan, Error> {
+    plan_on(Link::Ethernet, vnet, frame, max_frame)
+}
+
+/// As [`plan`], for the frames of any link: without one, `frame` begins with its IP header, and
+/// `max_frame` is the largest inner packet.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_on(
+    link: Link,
+    vnet: &vnet::Header,
+    frame: &mut [u8],
+    max_frame: usize,
+) -> Result<Plan, Error> {
     let needs_csum = vnet.flags & vnet::NEEDS_CSUM != 0;
     let expected = match vnet.gso_type & !vnet::GSO_ECN {
         vnet::GSO_NONE => {
-            let check = if needs_csum { Some(checksum_place(vnet, frame)?) } else { None };
+            let check = if needs_csum { Some(checksum_place(link, vnet, frame)?) } else { None };
             if frame.len() > max_frame {
                 return Err(Error::TooBig);
             }
@@ -115,14 +128,14 @@ pub fn plan(vnet: &vnet::Header, frame: &mut [u8], max_frame: usize) -> Result<P
         vnet::GSO_UDP_L4 => (Protocol::Udp, None),
         _ => return Err(Error::Malformed(Malformed::GsoType)),
     };
-    Segments::of(vnet, frame, max_frame, expected).map(Plan::Segments)
+    Segments::of(link, vnet, frame, max_frame, expected).map(Plan::Segments)
 }
 
 /// Where the checksummed range begins and where the field lies.
-fn checksum_place(vnet: &vnet::Header, frame: &[u8]) -> Result<(usize, usize), Error> {
+fn checksum_place(link: Link, vnet: &vnet::Header, frame: &[u8]) -> Result<(usize, usize), Error> {
     let start = usize::from(vnet.csum_start);
     let at = start + usize::from(vnet.csum_offset);
-    if start < ethernet::HEADER_LEN || at + 2 > frame.len() {
+    if start < link.transport_min() || at + 2 > frame.len() {
         return Err(Error::Malformed(Malformed::Checksum));
     }
     Ok((start, at))
@@ -164,13 +177,14 @@ pub struct Segments {
 
 impl Segments {
     fn of(
+        link: Link,
         vnet: &vnet::Header,
         frame: &[u8],
         max_frame: usize,
         (protocol, version): (Protocol, Option<Version>),
     ) -> Result<Self, Error> {
         const HEADERS: Error = Error::Malformed(Malformed::Headers);
-        let ip = Network::parse(frame).ok_or(HEADERS)?;
+        let ip = Network::parse(link, frame).ok_or(HEADERS)?;
         let transport = Transport::parse(frame, &ip).ok_or(HEADERS)?;
         let Network { l3, l4, end, .. } = ip;
         let header_len = transport.payload;
@@ -258,7 +272,7 @@ impl Segments {
         self.count
     }
 
-    /// Bytes of each segment's headers, Ethernet to TCP or UDP: at most [`HEADER_LEN_MAX`].
+    /// Bytes of each segment's headers, the first to TCP or UDP: at most [`HEADER_LEN_MAX`].
     #[must_use]
     #[inline]
     pub fn header_len(&self) -> usize {

@@ -16,9 +16,9 @@
 
 use core::ops::Range;
 
-use crate::Vni;
 use crate::bytes::array_at;
 use crate::layers::Network;
+use crate::{Link, Vni};
 
 mod field {
     pub(super) const VNI: usize = 4;
@@ -107,7 +107,7 @@ pub fn train(datagram: &[u8], gro_size: usize) -> Train<'_> {
         return whole;
     }
     let frame = datagram.get(HEADER_LEN..).unwrap_or(&[]);
-    let claimed = Network::parse(frame).map_or(0, |ip| HEADER_LEN + ip.end);
+    let claimed = Network::parse(Link::Ethernet, frame).map_or(0, |ip| HEADER_LEN + ip.end);
     match u16::try_from(gro_size) {
         Ok(gso_size) if claimed > gro_size => Train { gso_size, ..whole },
         _ => Train { stride: gro_size, ..whole },

@@ -2,10 +2,13 @@
 
 mod support;
 
-use encap::{MacAddr, tcp};
+use encap::{Link, MacAddr, tcp};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use support::{Arrival, Spec, cut, invariant, payload, receive, receive_frames};
+use support::{
+    Arrival, Spec, cut, cut_packet, invariant, payload, receive, receive_frames, receive_on,
+    unlinked,
+};
 
 fn spec() -> impl Strategy<Value = Spec> {
     let network = (any::<bool>(), any::<bool>(), 0..3_usize, any::<u8>(), any::<u8>());
@@ -44,6 +47,7 @@ proptest! {
         invariant::arp_ndp(&bytes);
         invariant::vnet_segment(&bytes);
         invariant::coalesce(&bytes);
+        invariant::packet(&bytes);
     }
 
     #[test]
@@ -60,6 +64,7 @@ proptest! {
         frame.extend(bytes);
         invariant::frame(&frame);
         invariant::arp_ndp(&frame);
+        invariant::packet(&frame[14..]);
         let mut train = vec![0, 90, 8, 0, 0, 0, 0, 0, 1, 0];
         train.extend(&frame);
         invariant::vxlan_train(&train);
@@ -68,6 +73,29 @@ proptest! {
         batch.extend([1, 0]);
         batch.extend(&frame);
         invariant::coalesce(&batch);
+    }
+
+    /// A packet without a link layer is cut and joined as the one in a frame.
+    #[test]
+    fn packets_are_what_frames_are(spec in spec(), size in 1..1500_u16, mtu in 576..1500_u16) {
+        let size = size.max((spec.payload.len() as u16).div_ceil(64));
+        let spec = Spec { tags: 0, ..spec };
+        let (vnet, super_frame) = (spec.vnet(size), spec.partial());
+        let frames = cut(&vnet, &super_frame, usize::MAX);
+        let packets = cut_packet(&vnet, (&super_frame, 14), usize::MAX);
+        let stripped: Vec<Vec<u8>> = frames.iter().map(|frame| frame[14..].to_vec()).collect();
+        prop_assert_eq!(&packets, &stripped);
+        let arrivals = |frames: Vec<Vec<u8>>| -> Vec<Arrival> {
+            frames.into_iter().map(Arrival::from).collect()
+        };
+        let (seen, framed) = receive(&arrivals(frames), mtu);
+        let (same, packed) = receive_on(Link::None, &arrivals(packets), mtu);
+        prop_assert_eq!(seen, same);
+        prop_assert_eq!(framed.len(), packed.len());
+        for (frame, packet) in framed.iter().zip(&packed) {
+            prop_assert_eq!(&frame.frame[14..], &packet.frame[..]);
+            prop_assert_eq!(unlinked(&frame.vnet, 14), packet.vnet);
+        }
     }
 
     #[test]

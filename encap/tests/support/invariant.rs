@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use encap::coalesce::{Coalescer, FLOWS_MAX, SEGMENTS_MAX, Seen, Sink};
+use encap::ethernet::EtherType;
 use encap::segment::{self, Plan};
 use encap::{
-    MacAddr, arp, checksum, ecn, ethernet, flow, icmpv4, icmpv6, ipv4, ipv6, ndp, tcp, udp, vlan,
-    vnet, vxlan,
+    Link, MacAddr, arp, checksum, ecn, ethernet, flow, icmpv4, icmpv6, ipip, ipudp, ipv4, ipv6,
+    ndp, tcp, udp, vlan, vnet, vxlan,
 };
 
 const OWNER: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 0xff]);
@@ -172,6 +173,47 @@ pub(crate) fn arp_ndp(bytes: &[u8]) {
     }
 }
 
+/// `bytes` as a packet without a link layer: what is said of it is what is said of the same packet in
+/// a frame.
+pub(crate) fn packet(bytes: &[u8]) {
+    for size in [0, 1, 40, 576, 1480] {
+        let mut end = 0;
+        for element in ipudp::train(bytes, size) {
+            assert_eq!(element.packet.start, end, "nothing is left out");
+            end = element.packet.end;
+            assert!(element.gso_size == 0 || usize::from(element.gso_size) == size);
+        }
+        assert_eq!(end, bytes.len());
+    }
+    if let Some(outer) = ipip::outer(bytes) {
+        assert!(outer.inner.start >= 20 && outer.inner.end <= bytes.len());
+    }
+    let Some(protocol) = ipip::protocol_of(bytes) else { return };
+    let ether_type = if protocol == ipip::IPV4 { EtherType::IPV4 } else { EtherType::IPV6 };
+    let mut frame = ethernet::emit(OWNER, OWNER, ether_type).to_vec();
+    frame.extend(bytes);
+    assert_eq!(ecn::tos_on(Link::None, bytes), ecn::tos_of(&frame));
+    if ipv4::Packet::parse(bytes).is_some() || ipv6::Packet::parse(bytes).is_some() {
+        assert_eq!(flow::hash_packet(bytes), flow::hash(&frame));
+    }
+    let mut marked = bytes.to_vec();
+    ecn::set_ecn_on(Link::None, &mut marked, ecn::CE);
+    ecn::set_ecn(&mut frame, ecn::CE);
+    assert_eq!(marked, frame[14..]);
+    // The answers are compared before the frame was marked, so that they quote the same.
+    frame[14..].copy_from_slice(bytes);
+    type Answer = fn(Link, &[u8], u16, &mut [u8]) -> Option<usize>;
+    let answers: [Answer; 2] = [icmpv4::fragmentation_needed_on, icmpv6::packet_too_big_on];
+    for answer in answers {
+        let (mut out, mut framed) = ([UNTOUCHED; 1400], [UNTOUCHED; 1400]);
+        let len = answer(Link::None, bytes, 1400, &mut out);
+        assert_eq!(len.map(|len| len + 14), answer(Link::Ethernet, &frame, 1400, &mut framed));
+        if let Some(len) = len {
+            assert_eq!(out[..len], framed[14..len + 14]);
+        }
+    }
+}
+
 /// `bytes`: virtio header (12), largest frame (two bytes), then the frame.
 pub(crate) fn vnet_segment(bytes: &[u8]) {
     let Some((header, rest)) = bytes.split_first_chunk::<{ vnet::LEN }>() else { return };
@@ -239,7 +281,7 @@ fn segments_hold(segments: &segment::Segments, frame: &[u8], max_frame: usize) {
 fn ip_offset(frame: &[u8]) -> Option<usize> {
     let (ether_type, l3) = vlan::payload(frame)?;
     match (ether_type, frame.get(l3)? >> 4) {
-        (ethernet::EtherType::IPV4, 4) | (ethernet::EtherType::IPV6, 6) => Some(l3),
+        (EtherType::IPV4, 4) | (EtherType::IPV6, 6) => Some(l3),
         _ => None,
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use encap::coalesce::{Coalescer, Seen, Sink};
 use encap::ethernet::{self, EtherType};
 use encap::segment::{self, Plan};
-use encap::{MacAddr, ipv4, ipv6, tcp, udp, vlan, vnet};
+use encap::{Link, MacAddr, ipv4, ipv6, tcp, udp, vlan, vnet};
 
 pub(crate) const MAC_A: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 1]);
 pub(crate) const MAC_B: MacAddr = MacAddr([0, 0, 0x5e, 0, 0x53, 2]);
@@ -223,6 +223,32 @@ pub(crate) fn cut(vnet: &vnet::Header, frame: &[u8], max_frame: usize) -> Vec<Ve
     }
 }
 
+/// The header for the same packet without its `l3` bytes of link layer.
+pub(crate) fn unlinked(vnet: &vnet::Header, l3: usize) -> vnet::Header {
+    let l3 = l3 as u16;
+    let less = |field: u16| field.saturating_sub(l3);
+    vnet::Header { hdr_len: less(vnet.hdr_len), csum_start: less(vnet.csum_start), ..*vnet }
+}
+
+/// As [`cut`], of the packet that begins at `l3` of the frame and is handed over by a TUN.
+pub(crate) fn cut_packet(
+    vnet: &vnet::Header,
+    (frame, l3): (&[u8], usize),
+    max_packet: usize,
+) -> Vec<Vec<u8>> {
+    let mut packet = frame[l3..].to_vec();
+    match segment::plan_on(Link::None, &unlinked(vnet, l3), &mut packet, max_packet).unwrap() {
+        Plan::Single => vec![packet],
+        Plan::Segments(segments) => (0..segments.count())
+            .map(|i| {
+                let mut out = vec![0xa5; segments.frame_len(i)];
+                assert_eq!(segments.write(i, &packet, &mut out), out.len());
+                out
+            })
+            .collect(),
+    }
+}
+
 /// What a sink was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Written {
@@ -265,6 +291,11 @@ impl From<Vec<u8>> for Arrival {
 
 /// Pushes a batch and flushes.
 pub(crate) fn receive(arrivals: &[Arrival], mtu: u16) -> (Vec<Seen>, Vec<Written>) {
+    receive_on(Link::Ethernet, arrivals, mtu)
+}
+
+/// As [`receive`], over any link.
+pub(crate) fn receive_on(link: Link, arrivals: &[Arrival], mtu: u16) -> (Vec<Seen>, Vec<Written>) {
     let mut arena = vec![0xee; 3];
     let mut ranges = Vec::new();
     for arrival in arrivals {
@@ -279,7 +310,7 @@ pub(crate) fn receive(arrivals: &[Arrival], mtu: u16) -> (Vec<Seen>, Vec<Written
         .zip(&ranges)
         .map(|(arrival, range)| {
             let Arrival { tag, gso_size, .. } = *arrival;
-            coalescer.push(&arena, range.clone(), tag, gso_size, mtu, &mut sink)
+            coalescer.push_on(link, &arena, range.clone(), (tag, gso_size, mtu), &mut sink)
         })
         .collect();
     coalescer.flush(&arena, &mut sink);
