@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use encap::MacAddr;
 
-use crate::types::{MacEntry, Millis, Neighbor, Network, NetworkKey, OriginKind, Vtep, VtepKey};
+use crate::types::{
+    MacEntry, Millis, Neighbor, Network, NetworkKey, OriginKind, Prefix, Route, Vtep, VtepKey,
+};
 
 /// One change of the tables.
 ///
@@ -13,7 +15,7 @@ use crate::types::{MacEntry, Millis, Neighbor, Network, NetworkKey, OriginKind, 
 ///
 /// # Static, store, learned
 ///
-/// A MAC (or neighbor address) of a network has at most one static and one store claim, beside
+/// A MAC (or neighbor address, or prefix) of a network has at most one static and one store claim, beside
 /// at most one learned entry when it has neither. Look-ups see the best: static over store over
 /// learned. A store claim beneath a static one is kept and comes back when the static one is
 /// removed. A learned entry is displaced by either and does not come back.
@@ -77,6 +79,16 @@ pub enum Delta {
         /// The parameters.
         network: Network,
     },
+    /// Adds or replaces the claim of `route`'s origin on `prefix`. A learned origin is refused. Of
+    /// several prefixes that hold an address the longest has it, whatever their origins.
+    PutRoute {
+        /// The network.
+        network: NetworkKey,
+        /// The range of addresses.
+        prefix: Prefix,
+        /// Place and origin.
+        route: Route,
+    },
     /// Adds or replaces a VTEP.
     ///
     /// When two VTEPs have the same address, one that has it as its own goes before one that only
@@ -109,6 +121,15 @@ pub enum Delta {
     RemoveNetwork {
         /// The slot.
         key: NetworkKey,
+    },
+    /// Removes the claim of this kind on `prefix`.
+    RemoveRoute {
+        /// The network.
+        network: NetworkKey,
+        /// The range of addresses.
+        prefix: Prefix,
+        /// Which claim goes.
+        origin: OriginKind,
     },
     /// Removes a VTEP, what was learned from it, and its place in flood and static lists. Static
     /// and store entries that point to it stay until they are removed themselves.

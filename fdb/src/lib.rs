@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! Every table that the datapath reads: where a MAC is, who has an address, whom to flood to.
+//! Every table that the datapath reads: where a MAC is, who has an address, which VTEP has a range
+//! of addresses, whom to flood to.
 //!
 //! # Theory of operation
 //!
@@ -33,6 +34,7 @@ pub mod hash;
 mod learn;
 mod page;
 mod reader;
+mod routes;
 mod snapshot;
 mod types;
 mod writer;
@@ -42,7 +44,7 @@ pub use dense::SLOTS_MAX;
 pub use reader::{Loaded, Reader, channel, channel_with};
 pub use snapshot::{NetworkTables, Snapshot};
 pub use types::{
-    Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind, Place,
-    Revision, SourceCheck, Vtep, VtepKey,
+    Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind, Place, Prefix,
+    Revision, Route, SourceCheck, Vtep, VtepKey,
 };
 pub use writer::{Limits, Stats, Writer};

@@ -15,8 +15,9 @@ use encap::{MacAddr, Vni};
 use crate::dense::{Dense, KeySet};
 use crate::fanout::Fanout;
 use crate::hash::{PortVni, Seed};
+use crate::routes::Routes;
 use crate::types::{
-    Generation, MacEntry, Neighbor, Network, NetworkKey, OriginKind, Vtep, VtepKey,
+    Generation, MacEntry, Neighbor, Network, NetworkKey, OriginKind, Prefix, Route, Vtep, VtepKey,
 };
 
 /// All tables of one generation. Shared between threads, never changed.
@@ -35,6 +36,7 @@ pub struct NetworkTables {
     pub(crate) params: Arc<Network>,
     pub(crate) macs: Fanout<MacAddr, MacEntry>,
     pub(crate) neighbors: Fanout<IpAddr, Neighbor>,
+    pub(crate) routes: Routes,
     pub(crate) flood: Arc<[VtepKey]>,
     /// Sorted.
     pub(crate) static_vteps: Arc<[VtepKey]>,
@@ -133,6 +135,7 @@ impl NetworkTables {
             params: Arc::new(params),
             macs: Fanout::new(Seed::random()),
             neighbors: Fanout::new(Seed::random()),
+            routes: Routes::new(),
             flood: Arc::new([]),
             static_vteps: Arc::new([]),
             cluster,
@@ -159,6 +162,25 @@ impl NetworkTables {
     #[must_use]
     pub fn neighbor(&self, ip: IpAddr) -> Option<&Neighbor> {
         self.neighbors.get(&ip.to_canonical())
+    }
+
+    /// Where packets to an address go: the route with the longest prefix that holds it. An
+    /// IPv4-mapped address is taken as IPv4.
+    #[inline]
+    #[must_use]
+    pub fn route(&self, ip: IpAddr) -> Option<&Route> {
+        self.routes.find(ip.to_canonical())
+    }
+
+    /// All routes, longest prefixes first.
+    pub fn routes(&self) -> impl Iterator<Item = (Prefix, &Route)> {
+        self.routes.iter()
+    }
+
+    /// Number of routes.
+    #[must_use]
+    pub fn routes_len(&self) -> usize {
+        self.routes.len()
     }
 
     /// The ingress replication list: the VTEPs that get a copy of each flooded frame.
@@ -222,6 +244,7 @@ impl NetworkTables {
         size_of::<Network>()
             + self.macs.memory_bytes()
             + self.neighbors.memory_bytes()
+            + self.routes.memory_bytes()
             + size_of_val(&*self.flood)
             + size_of_val(&*self.static_vteps)
     }

@@ -185,6 +185,55 @@ pub struct Neighbor {
     pub origin: Origin,
 }
 
+/// A range of addresses with a common beginning, without host bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    address: IpAddr,
+    len: u8,
+}
+
+impl Prefix {
+    /// The prefix of `len` bits that holds `ip`; `None` for more bits than the family has. An
+    /// IPv4-mapped address is taken as IPv4 where the length allows it.
+    #[must_use]
+    pub fn new(ip: IpAddr, len: u8) -> Option<Self> {
+        let (address, len) = match (ip, ip.to_canonical()) {
+            (IpAddr::V6(_), mapped @ IpAddr::V4(_)) if len >= 96 => (mapped, len - 96),
+            _ => (ip, len),
+        };
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        (len <= most).then(|| Self { address: crate::routes::masked(address, len), len })
+    }
+
+    /// The first address.
+    #[must_use]
+    pub const fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits are common.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "it is a length in bits")]
+    pub const fn len(self) -> u8 {
+        self.len
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+/// The destination of a range of addresses within a routed network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Where packets to it go.
+    pub place: Place,
+    /// Who says so.
+    pub origin: Origin,
+}
+
 /// What the writer's precedence rules read of an entry.
 pub(crate) trait Claim: Copy + Eq {
     /// Who says so.
@@ -192,6 +241,12 @@ pub(crate) trait Claim: Copy + Eq {
 }
 
 impl Claim for MacEntry {
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+}
+
+impl Claim for Route {
     fn origin(&self) -> Origin {
         self.origin
     }

@@ -35,7 +35,9 @@ use crate::fanout::Full;
 use crate::hash::PortVni;
 use crate::learn::Learned;
 use crate::snapshot::{NetworkTables, Snapshot};
-use crate::types::{Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Vtep, VtepKey};
+use crate::types::{
+    Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Prefix, Route, Vtep, VtepKey,
+};
 
 /// Bounds of what the writer keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,8 @@ struct Ledger {
     macs: BTreeMap<MacAddr, MacEntry>,
     /// Store claims beneath static ones.
     neighbors: BTreeMap<IpAddr, Neighbor>,
+    /// Store claims beneath static ones.
+    routes: BTreeMap<Prefix, Route>,
     learned: Learned,
 }
 
@@ -218,12 +222,16 @@ impl Writer {
                 self.put_neighbor(network, ip.to_canonical(), neighbor);
             }
             Delta::PutNetwork { key, network } => self.put_network(key, network),
+            Delta::PutRoute { network, prefix, route } => self.put_route(network, prefix, route),
             Delta::PutVtep { key, vtep } => self.put_vtep(key, vtep),
             Delta::RemoveMac { network, mac, origin } => self.remove_mac(network, mac, origin),
             Delta::RemoveNeighbor { network, ip, origin } => {
                 self.remove_neighbor(network, ip.to_canonical(), origin);
             }
             Delta::RemoveNetwork { key } => self.remove_network(key),
+            Delta::RemoveRoute { network, prefix, origin } => {
+                self.remove_route(network, prefix, origin);
+            }
             Delta::RemoveVtep { key } => self.remove_vtep(key),
             Delta::SetFlood { network, vteps } => self.set_flood(network, vteps),
             Delta::SetStaticVteps { network, vteps } => self.set_static_vteps(network, vteps),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use encap::{MacAddr, Vni};
 use fdb::{
     Delta, Limits, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind, Place,
-    Revision, Snapshot, SourceCheck, Vtep, VtepKey,
+    Prefix, Revision, Route, Snapshot, SourceCheck, Vtep, VtepKey,
 };
 use proptest::prelude::*;
 
@@ -33,6 +33,7 @@ struct NetworkView {
     params: Network,
     macs: BTreeMap<MacAddr, MacEntry>,
     neighbors: BTreeMap<IpAddr, Neighbor>,
+    routes: BTreeMap<Prefix, Route>,
     flood: Vec<VtepKey>,
     statics: Vec<VtepKey>,
     admits: BTreeSet<VtepKey>,
@@ -82,6 +83,7 @@ struct ModelNetwork {
     params: Network,
     macs: BTreeMap<MacAddr, Claims<MacEntry>>,
     neighbors: BTreeMap<IpAddr, Claims<Neighbor>>,
+    routes: BTreeMap<Prefix, Claims<Route>>,
     learned: BTreeMap<MacAddr, (VtepKey, Millis)>,
     flood: Vec<VtepKey>,
     statics: BTreeSet<VtepKey>,
@@ -141,6 +143,7 @@ impl Model {
                     params: network.clone(),
                     macs: BTreeMap::new(),
                     neighbors: BTreeMap::new(),
+                    routes: BTreeMap::new(),
                     learned: BTreeMap::new(),
                     flood: Vec::new(),
                     statics: BTreeSet::new(),
@@ -149,6 +152,10 @@ impl Model {
                     present.learned.clear();
                 }
                 present.params = network;
+            }
+            Delta::PutRoute { network, prefix, route } => {
+                let Some(network) = self.networks.get_mut(&network) else { return };
+                network.routes.entry(prefix).or_default().put(route.origin, route);
             }
             Delta::PutVtep { key, vtep } => {
                 self.vteps.insert(key, vtep);
@@ -164,6 +171,10 @@ impl Model {
             Delta::RemoveNeighbor { network, ip, origin } => {
                 let Some(network) = self.networks.get_mut(&network) else { return };
                 network.neighbors.entry(ip.to_canonical()).or_default().remove(origin);
+            }
+            Delta::RemoveRoute { network, prefix, origin } => {
+                let Some(network) = self.networks.get_mut(&network) else { return };
+                network.routes.entry(prefix).or_default().remove(origin);
             }
             Delta::RemoveNetwork { key } => {
                 self.networks.remove(&key);
@@ -214,12 +225,15 @@ impl Model {
             let claimed = network.macs.iter().filter_map(|(mac, c)| Some((*mac, c.best()?)));
             let neighbors =
                 network.neighbors.iter().filter_map(|(ip, c)| Some((*ip, c.best()?))).collect();
+            let routes =
+                network.routes.iter().filter_map(|(ip, c)| Some((*ip, c.best()?))).collect();
             view.networks.insert(
                 *key,
                 NetworkView {
                     params: network.params.clone(),
                     macs: learned.chain(claimed).collect(),
                     neighbors,
+                    routes,
                     flood: network.flood.clone(),
                     statics: network.statics.iter().copied().collect(),
                     admits: all_vteps().filter(|vtep| self.admits(network, *vtep)).collect(),
@@ -259,6 +273,8 @@ fn view(snapshot: &Snapshot) -> View {
         let neighbors: BTreeMap<_, _> = tables.neighbors().map(|(ip, n)| (ip, *n)).collect();
         assert_eq!(macs.len(), tables.macs_len());
         assert_eq!(neighbors.len(), tables.neighbors_len());
+        let routes: BTreeMap<_, _> = tables.routes().map(|(p, route)| (p, *route)).collect();
+        assert_eq!(routes.len(), tables.routes_len());
         assert_eq!(tables.learned_len(), tables.macs_of(OriginKind::Learned));
         assert!(tables.learned_len() <= LEARNED_MAX);
         for mac in all_macs() {
@@ -273,6 +289,7 @@ fn view(snapshot: &Snapshot) -> View {
                 params: tables.params().clone(),
                 macs,
                 neighbors,
+                routes,
                 flood: tables.flood().to_vec(),
                 statics: tables.static_vteps().to_vec(),
                 admits: all_vteps().filter(|vtep| tables.admits(*vtep)).collect(),
@@ -371,6 +388,11 @@ fn network() -> impl Strategy<Value = Network> {
     })
 }
 
+fn prefix() -> impl Strategy<Value = Prefix> {
+    (one_of(all_addresses()), one_of([0, 8, 24, 32].into_iter()))
+        .prop_map(|(ip, len)| Prefix::new(ip, len).unwrap())
+}
+
 fn delta() -> impl Strategy<Value = Delta> {
     let (key, mac, ip) = (network_key, || one_of(all_macs()), || one_of(all_addresses()));
     let vteps = || proptest::collection::vec(one_of(all_vteps()), 0..5);
@@ -388,6 +410,11 @@ fn delta() -> impl Strategy<Value = Delta> {
                 Delta::PutNeighbor { network, ip, neighbor: Neighbor { mac, place, origin } }
             }
         ),
+        6 => (key(), prefix(), place(), origin()).prop_map(|(network, prefix, place, origin)| {
+            Delta::PutRoute { network, prefix, route: Route { place, origin } }
+        }),
+        3 => (key(), prefix(), origin_kind())
+            .prop_map(|(network, prefix, origin)| Delta::RemoveRoute { network, prefix, origin }),
         4 => (key(), network()).prop_map(|(key, network)| Delta::PutNetwork { key, network }),
         4 => (one_of(all_vteps()), vtep()).prop_map(|(key, vtep)| Delta::PutVtep { key, vtep }),
         5 => (key(), mac(), origin_kind())

@@ -1,4 +1,4 @@
-//! MACs and neighbors: claims, and what is learned.
+//! MACs, neighbors and routes: claims, and what is learned.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,9 @@ use super::{Ledger, Writer};
 use crate::claims::{self, Outcome};
 use crate::fanout::{Fanout, Full};
 use crate::snapshot::NetworkTables;
-use crate::types::{MacEntry, Millis, Neighbor, NetworkKey, Origin, OriginKind, Place, VtepKey};
+use crate::types::{
+    MacEntry, Millis, Neighbor, NetworkKey, Origin, OriginKind, Place, Prefix, Route, VtepKey,
+};
 
 impl Ledger {
     /// Strikes out a MAC whose entry was learned.
@@ -98,6 +100,50 @@ impl Writer {
             Some(neighbor) => tables.neighbors.insert(ip, neighbor).map(|_| ()),
             None => {
                 tables.neighbors.remove(&ip);
+                Ok(())
+            }
+        };
+        self.dirty = true;
+        self.stats.full += u64::from(changed == Err(Full));
+    }
+
+    pub(super) fn put_route(&mut self, network: NetworkKey, prefix: Prefix, route: Route) {
+        let (Some(tables), Some(ledger)) =
+            (self.working.network(network), self.ledgers.get_mut(&network))
+        else {
+            self.stats.unknown_network += 1;
+            return;
+        };
+        let present = tables.routes.get(prefix).copied();
+        let outcome = claims::put(&mut ledger.routes, prefix, present, route);
+        if outcome == Outcome::Show(route) {
+            self.show_route(network, prefix, Some(route));
+        } else {
+            self.count(outcome);
+        }
+    }
+
+    pub(super) fn remove_route(&mut self, network: NetworkKey, prefix: Prefix, kind: OriginKind) {
+        let (Some(tables), Some(ledger)) =
+            (self.working.network(network), self.ledgers.get_mut(&network))
+        else {
+            self.stats.unknown_network += 1;
+            return;
+        };
+        let present = tables.routes.get(prefix).copied();
+        match claims::remove(&mut ledger.routes, prefix, present, kind) {
+            Outcome::Hide => self.show_route(network, prefix, None),
+            Outcome::Show(route) => self.show_route(network, prefix, Some(route)),
+            Outcome::Keep | Outcome::Refused | Outcome::Stale => {}
+        }
+    }
+
+    fn show_route(&mut self, network: NetworkKey, prefix: Prefix, route: Option<Route>) {
+        let Some(tables) = self.working.networks.get_mut(network.0) else { return };
+        let changed = match route {
+            Some(route) => tables.routes.insert(prefix, route),
+            None => {
+                tables.routes.remove(prefix);
                 Ok(())
             }
         };
