@@ -16,6 +16,8 @@ use crate::{binary, wait_until};
 
 /// The time an agent gets to become ready.
 const READY: Duration = Duration::from_secs(20);
+/// A third of what systemd gives a service.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
@@ -265,12 +267,12 @@ impl Agent {
     ///
     /// # Panics
     ///
-    /// If it has not ended after ten seconds.
+    /// If it has not ended after half a minute.
     #[track_caller]
     pub fn stop(&self) {
         let process = lock(&self.0.process).take();
         if let Some(mut process) = process {
-            assert!(process.stop(Duration::from_secs(10)), "{} does not stop", self.name());
+            assert!(process.stop(STOP_WITHIN), "{} does not stop", self.name());
         }
     }
 
