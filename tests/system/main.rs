@@ -14,7 +14,9 @@ mod interop;
 mod ipam;
 mod join;
 mod lab;
+mod manager;
 mod offload;
+mod privileges;
 mod recovery;
 mod reload;
 mod scale;
@@ -26,6 +28,7 @@ mod traffic;
 mod wire;
 
 fn main() {
+    testkit::sandbox::run_if_asked();
     testkit::use_binary(env!("CARGO_BIN_EXE_skybridge"));
     let mut suite = testkit::Suite::new();
     lab::register(&mut suite);
@@ -40,6 +43,8 @@ fn main() {
     session::register(&mut suite);
     join::register(&mut suite);
     errors::register(&mut suite);
+    privileges::register(&mut suite);
+    manager::register(&mut suite);
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);

@@ -1,15 +1,21 @@
 //! Agents and stores that die under traffic.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testkit::traffic::{self, next_port, start};
-use testkit::{Container, Family, Lab, Process, Store, Suite, Underlay, wait_until};
+use testkit::{Agent, Container, Family, Lab, Process, Store, Suite, Underlay, wait_until};
 
-use crate::support::{AGENTS, NETWORK, WITH_ETCD, cluster, exchange, measured, number};
+use crate::privileges::{UNDER_UNIT, unit};
+use crate::support::{
+    AGENTS, DUAL, NETWORK, WITH_ETCD, cluster, containers, exchange, measured, number,
+};
 
 pub(crate) fn register(suite: &mut Suite) {
-    suite.timed("recovery::kill_of_an_agent", WITH_ETCD, kill_of_an_agent);
+    suite.timed("recovery::kill_of_an_agent", WITH_ETCD, || kill_of_an_agent(None));
+    let unit = || kill_of_an_agent(Some(unit("skybridge.service")));
+    suite.timed("recovery::kill_of_an_agent_under_the_unit", UNDER_UNIT, unit);
     suite.timed("recovery::kill_of_the_store_host", AGENTS, kill_of_the_store_host);
     suite.timed("recovery::stop_and_start", AGENTS, stop_and_start);
     suite.timed("recovery::store_away", WITH_ETCD, store_away);
@@ -65,8 +71,18 @@ fn identity(container: &Container) -> (Value, Value) {
 }
 
 /// kill -9 and a restart at once: the containers' interfaces stay, traffic comes back by itself.
-fn kill_of_an_agent() {
-    let (lab, agents, containers) = cluster(2, Underlay::Offloading, Store::Etcd, Family::V4);
+fn kill_of_an_agent(unit: Option<PathBuf>) {
+    let lab = Lab::with_hosts(2).build();
+    let agents: Vec<Agent> = [1, 2]
+        .into_iter()
+        .map(|host| {
+            let spec = lab.spec(host, Store::Etcd, Family::V4);
+            let spec = unit.iter().fold(spec, |spec, unit| spec.unit(unit));
+            lab.start_agent(host, spec)
+        })
+        .collect();
+    agents[0].create_network(NETWORK, DUAL);
+    let containers = containers(&lab, &agents);
     let before: Vec<_> = containers.iter().map(identity).collect();
     let flows = Flows::start(&lab, &containers[0], &containers[1], 12);
     let killed = Instant::now();
@@ -196,8 +212,8 @@ fn another_number_of_workers() {
     let spec = |host: usize| lab.spec(host, Store::Etcd, Family::V4);
     let first = lab.start_agent(1, spec(1));
     let second = lab.start_agent(2, spec(2).args(&["--workers", "1"]));
-    first.create_network(NETWORK, crate::support::DUAL);
-    let containers = crate::support::containers(&lab, &[first.clone(), second.clone()]);
+    first.create_network(NETWORK, DUAL);
+    let containers = containers(&lab, &[first.clone(), second.clone()]);
     exchange(&lab, &containers[0], &containers[1], 1_000_000);
     second.kill9();
     let again = lab.start_agent(2, spec(2).args(&["--workers", "2"]));

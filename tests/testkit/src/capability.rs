@@ -31,6 +31,8 @@ pub enum Cap {
     Nft,
     /// Root, and network namespaces may be made.
     Root,
+    /// `systemd-analyze` is installed; systemd need not run.
+    SystemdAnalyze,
     /// `tcpdump` is installed.
     Tcpdump,
     /// `/dev/net/tun` opens.
@@ -51,6 +53,7 @@ impl Cap {
             Self::Nft => "nft",
             Self::Openssl => "openssl",
             Self::Root => "root",
+            Self::SystemdAnalyze => "systemd-analyze",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
             Self::Vxlan => "vxlan",
@@ -84,6 +87,10 @@ impl Cap {
             }
             Self::Root if !Uid::effective().is_root() => Some("not root".to_owned()),
             Self::Root => in_namespace(&[]),
+            Self::SystemdAnalyze => works(
+                Command::new("systemd-analyze").arg("--version"),
+                "systemd-analyze is not installed",
+            ),
             Self::Tcpdump => {
                 works(Command::new("tcpdump").arg("--version"), "tcpdump is not installed")
             }

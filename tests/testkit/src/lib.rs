@@ -42,6 +42,7 @@ mod netns;
 mod pki;
 mod process;
 mod proxy;
+pub mod sandbox;
 mod store;
 pub mod traffic;
 mod vtep;
