@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -116,8 +116,10 @@ pub struct Datapath {
     pub(super) sources: Mutex<udp::SourcePorts>,
     /// The workers' receive sockets, to be looked at only.
     pub(super) watched: Mutex<Vec<Listener>>,
-    /// The most bytes that were seen waiting in one of them.
-    received_high: AtomicUsize,
+    /// The most bytes that waited in one of them, as far as it was seen.
+    received_high: AtomicU64,
+    /// Datagrams that they had no room for, at the last look.
+    overflowed: AtomicU64,
     underlay_mtu: AtomicU16,
 }
 
@@ -141,7 +143,8 @@ impl Datapath {
             listening: Mutex::new(config.ports.clone()),
             sources: Mutex::default(),
             watched: Mutex::default(),
-            received_high: AtomicUsize::new(0),
+            received_high: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
             underlay_mtu: AtomicU16::new(config.underlay_mtu),
             config,
         };
@@ -357,8 +360,10 @@ impl Datapath {
             sum.used_bytes = sum.used_bytes.max(queue.used_bytes);
             sum.limit_bytes = sum.limit_bytes.max(queue.limit_bytes);
         }
-        let used = usize::try_from(sum.used_bytes).unwrap_or(usize::MAX);
-        self.received_high.fetch_max(used, Ordering::Relaxed);
+        // A look now and then does not see it full; that it had no room does.
+        let full = self.overflowed.fetch_max(sum.dropped, Ordering::Relaxed) < sum.dropped;
+        let high = if full { sum.limit_bytes } else { sum.used_bytes };
+        self.received_high.fetch_max(high, Ordering::Relaxed);
         sum
     }
 
@@ -413,7 +418,7 @@ impl Datapath {
                 help: "Datagrams that wait in one receive socket, with the kernel's overhead; more are dropped as in_underlay_overflow.",
                 used: Some(received.used_bytes),
                 limit: received.limit_bytes,
-                high: Some(self.received_high.load(Ordering::Relaxed) as u64),
+                high: Some(self.received_high.load(Ordering::Relaxed)),
             },
         ]
     }

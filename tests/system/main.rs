@@ -8,8 +8,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod attach;
+mod bounds;
 mod errors;
 mod faults;
+mod host_faults;
 mod interop;
 mod ipam;
 mod join;
@@ -22,6 +24,7 @@ mod reload;
 mod scale;
 mod scene;
 mod session;
+mod soak;
 mod store_faults;
 mod support;
 mod traffic;
@@ -45,6 +48,9 @@ fn main() {
     errors::register(&mut suite);
     privileges::register(&mut suite);
     manager::register(&mut suite);
+    host_faults::register(&mut suite);
+    bounds::register(&mut suite);
+    soak::register(&mut suite);
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);

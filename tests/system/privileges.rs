@@ -13,7 +13,7 @@ use testkit::{
     AgentSpec, Cap, Family, Finished, Lab, Process, Store, Suite, binary, run, sandbox, wait_until,
 };
 
-use crate::support::{AGENTS, DUAL, NETWORK, containers, exchange};
+use crate::support::{AGENTS, DUAL, NETWORK, carry, containers};
 
 const UNITS: &[Cap] = &[Cap::SystemdAnalyze];
 pub(crate) const UNDER_UNIT: &[Cap] =
@@ -103,7 +103,7 @@ fn only_what_is_needed(under_unit: bool) {
     }
     agents[0].create_network(NETWORK, DUAL);
     let containers = containers(&lab, &agents);
-    exchange(&lab, &containers[0], &containers[1], 1_000_000);
+    carry(&lab, &containers[0], &containers[1], 1_000_000);
 
     // A sandbox by its path, and by a process of somebody else.
     let by_path = lab.sandbox("path");
@@ -134,7 +134,7 @@ fn only_what_is_needed(under_unit: bool) {
     agents[1].kill9();
     agents[1].start();
     assert_capabilities(agents[1].pid(), RUNNING);
-    exchange(&lab, &containers[1], &containers[0], 1_000_000);
+    carry(&lab, &containers[1], &containers[0], 1_000_000);
     let _ = agents[1].cli(&["detach", NETWORK, "--netns", &pid]);
     sleep.kill();
 }

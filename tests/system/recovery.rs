@@ -20,7 +20,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.timed("recovery::stop_and_start", AGENTS, stop_and_start);
     suite.timed("recovery::store_away", WITH_ETCD, store_away);
     suite.test("recovery::start_without_store", WITH_ETCD, start_without_store);
-    suite.test("recovery::another_number_of_workers", WITH_ETCD, another_number_of_workers);
+    suite.timed("recovery::another_number_of_workers", WITH_ETCD, another_number_of_workers);
 }
 
 /// Numbered datagrams and a verified TCP stream from one container to another, going on while the
@@ -215,10 +215,25 @@ fn another_number_of_workers() {
     first.create_network(NETWORK, DUAL);
     let containers = containers(&lab, &[first.clone(), second.clone()]);
     exchange(&lab, &containers[0], &containers[1], 1_000_000);
+    // Under traffic, up and down again.
+    let flows = Flows::start(&lab, &containers[0], &containers[1], 14);
     second.kill9();
     let again = lab.start_agent(2, spec(2).args(&["--workers", "2"]));
-    exchange(&lab, &containers[0], &containers[1], 1_000_000);
+    assert_eq!(again.json(&["status"])["datapath"]["workers"], 2);
+    exchange(&lab, &containers[0], &containers[1], 200_000);
     again.kill9();
     second.start();
+    assert_eq!(second.json(&["status"])["datapath"]["workers"], 1);
+    let (udp, tcp) = flows.finish();
+    assert_eq!(udp["corrupt"], 0, "{udp}");
+    measured(
+        "workers changed twice under traffic",
+        format_args!(
+            "UDP silent for {:.0} ms, TCP for {:.0} ms",
+            number(&udp, "longest_pause_ms"),
+            number(&tcp, "longest_pause_ms")
+        ),
+    );
+    assert!(number(&tcp, "longest_pause_ms") < 10_000.0, "{tcp}");
     exchange(&lab, &containers[1], &containers[0], 1_000_000);
 }
