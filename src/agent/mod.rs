@@ -19,12 +19,14 @@
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
 //!   told, notices sandboxes that are gone;
 //! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
+//! - *underlay* ([`underlay`]): follows this host's own interfaces;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
 pub mod api;
 pub mod attention;
+pub mod bounds;
 pub mod figures;
 pub mod garbage;
 mod guards;
@@ -35,6 +37,7 @@ pub mod state;
 pub mod store;
 pub mod tables;
 pub mod tasks;
+pub mod underlay;
 
 mod convergence;
 mod errors;
@@ -121,6 +124,10 @@ pub struct Agent {
     present: tokio::sync::Notify,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
+    /// How full things were.
+    pub marks: bounds::Marks,
+    /// When the tables were last looked after.
+    pub(crate) followed: Mutex<Instant>,
     /// What the store may have lost of this host.
     doubts: republish::Doubts,
     /// Address on which this process serves the embedded store.
@@ -188,6 +195,8 @@ impl Agent {
             present: tokio::sync::Notify::new(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
+            marks: bounds::Marks::default(),
+            followed: Mutex::new(Instant::now()),
             doubts: republish::Doubts::default(),
             embedded: parts.embedded,
             admission: parts.admission,

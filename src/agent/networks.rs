@@ -179,6 +179,16 @@ impl Networks {
         self.held.lock().await.values().map(|held| Arc::clone(&held.network)).collect()
     }
 
+    /// Asks the devices which frames their queues had no room for.
+    pub async fn note_overflows(&self, datapath: &Datapath) {
+        for local in self.all().await {
+            match local.namespace.overflowed(TAP).await {
+                Ok(overflowed) => datapath.note_overflow(local.key, overflowed),
+                Err(err) => tracing::debug!(network = %local.id, %err, "no counters of a port"),
+            }
+        }
+    }
+
     async fn set_up(
         &self,
         record: &NetworkRecord,
@@ -204,6 +214,7 @@ impl Networks {
                 )
         })?;
         namespace.attach_tap(TAP, u32::from(mtu)).await.map_err(|err| super::link_error(&err))?;
+        let overflowed = namespace.overflowed(TAP).await.map_err(|err| super::link_error(&err))?;
         let key = tables.activate(&record.id)?;
         if let Some(port) = tables.udp_port(key)
             && let Err(err) = datapath.listen(port)
@@ -213,7 +224,7 @@ impl Networks {
                 .cause(err.to_string()));
         }
         let count = queues.len();
-        datapath.add_port(key, queues);
+        datapath.add_port(key, record.name.as_str(), queues, overflowed);
         Ok(LocalNetwork {
             id: record.id.clone(),
             key,

@@ -24,7 +24,7 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, Place, Revision, VtepKey};
 use membership::key::{EndpointId, HostName, Key, NetworkId};
 use membership::reconcile::{Defaults, Reconciler};
-use membership::record::{EndpointRecord, Record};
+use membership::record::{EndpointRecord, Record, VtepRecord};
 use membership::view::View;
 use membership::watch::{Batch, Event};
 use tokio::sync::watch;
@@ -268,6 +268,12 @@ impl Tables {
         })
     }
 
+    /// This host's own VTEPs have changed.
+    pub fn set_own_vteps(&self, vteps: &[VtepRecord]) {
+        let _ = self
+            .change(|inner, now| inner.reconciler.set_own_vteps(&inner.view, vteps.to_vec(), now));
+    }
+
     /// Takes a network's tables away.
     pub fn deactivate(&self, network: &NetworkId) {
         let _ = self.change(|inner, _| inner.reconciler.deactivate(&inner.view, network));
@@ -428,6 +434,13 @@ impl Tables {
     #[must_use]
     pub fn writer_stats(&self) -> fdb::Stats {
         self.lock().writer.stats()
+    }
+
+    /// The limits of the table writer, and how many former generations wait for their readers.
+    #[must_use]
+    pub fn writer_limits(&self) -> (fdb::Limits, usize) {
+        let inner = self.lock();
+        (inner.writer.limits(), inner.writer.retired())
     }
 
     /// The host that these tables are of.

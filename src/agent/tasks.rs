@@ -72,6 +72,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
         tokio::select! {
             batch = watch.next() => {
                 let Some(mut batch) = batch else { return };
+                let (waiting, limit) = watch.waiting();
+                agent.marks.batches(waiting, limit);
                 // What has piled up makes one generation.
                 while batch.events.len() < EVENTS_MAX
                     && let Some(next) = watch.try_next()
@@ -113,6 +115,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 // A host that left for good no longer holds the MTU down, and no record says so.
                 settle_mtus(&agent).await;
                 attention.look(&agent);
+                let _ = super::bounds::all(&agent);
+                *agent.followed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             }
         }
     }
@@ -215,6 +219,7 @@ pub async fn look_after(agent: Arc<Agent>) {
             restore_attachments(&agent, false).await;
         }
         detach_gone(&agent).await;
+        agent.networks.note_overflows(&agent.datapath).await;
         if agent.session().state == SessionState::Held && agent.watch_status().is_connected() {
             // A request whose answer was lost may be carried out after all that undid it.
             remove_orphans(&agent).await;

@@ -75,7 +75,7 @@ pub enum Command {
     /// Show what was dropped, why, and what to look at
     #[command(long_about = help::DROPS, after_long_help = help::DROPS_EXAMPLES)]
     Drops(DropsArgs),
-    /// Show counters
+    /// Show counters and limits
     #[command(long_about = help::STATS, after_long_help = help::STATS_EXAMPLES)]
     Stats(StatsArgs),
     /// Find, and with --apply remove, what no living owner has in the store

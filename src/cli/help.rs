@@ -30,7 +30,7 @@ Look:
   fdb        Show where each MAC is
   neighbors  Show which MAC each address has
   drops      Show what was dropped, why, and what to look at
-  stats      Show counters
+  stats      Show counters and limits
   gc         Find, and with --apply remove, what no living owner has in the store
   enter      Run a command or a shell in a network's private namespace
 
@@ -114,7 +114,7 @@ Examples:
       h1# skybridge store token --host h2
       h2# skybridge join TOKEN --name h2
   In one line:
-      h1# skybridge store token --host h2 | ssh h2 'xargs skybridge join --name h2'
+      h1# skybridge store token --host h2 | ssh h2 skybridge join - --name h2
   Take the host out again:
       h1# cd /var/lib/skybridge/pki && etcdctl --endpoints https://192.0.2.1:2379
           --cacert ca.pem --cert root.pem --key root.pem user delete h2";
@@ -182,6 +182,7 @@ certificate by itself.";
 pub(super) const JOIN_EXAMPLES: &str = "\
 Examples:
       h2# skybridge join TOKEN
+      h1# skybridge store token | ssh h2 skybridge join -
       h2# skybridge join TOKEN --name h2 --state-dir /srv/skybridge
       h2# skybridge agent --vtep 192.0.2.2";
 
@@ -372,9 +373,11 @@ Examples:
       skybridge drops --all";
 
 pub(super) const STATS: &str = "\
-Show counters
+Show counters and limits
 
-Counters run since the agent started. With --watch, what happened per second since the last look.";
+Counters run since the agent started, those of a network also while it is not here. Limits are of
+queues and tables: how much is in use and was at most. With --watch, what happened per second since
+the last look.";
 
 pub(super) const STATS_EXAMPLES: &str = "\
 Examples:

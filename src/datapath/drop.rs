@@ -62,6 +62,9 @@ macro_rules! reasons {
 
 reasons! {
     // Outbound, in the order of the checks.
+    OutPortOverflow = "out_port_overflow", Outbound,
+        "The port's queue had no room for a frame: the sandboxes send faster than the workers read.",
+        "`skybridge stats --workers` shows whether one worker has all the load; give the agent more CPU";
     OutMalformed = "out_malformed", Outbound,
         "A frame from the port is shorter than its headers say, or its virtio header makes no sense.",
         "a sandbox sends crafted frames; a capture on its interface shows them";
@@ -108,6 +111,9 @@ reasons! {
         "The path to the VTEP takes less than was known; it is known from now on.",
         "a few after a path change are normal; many mean ICMP is filtered on the path";
     // Inbound, in the order of the checks.
+    InUnderlayOverflow = "in_underlay_overflow", Inbound,
+        "The kernel had no room for a datagram in a receive socket, or its outer checksum was wrong.",
+        "`skybridge stats` shows how full the buffer was; give the agent more CPU";
     InTruncated = "in_truncated", Inbound,
         "A datagram is shorter than a VXLAN header and an Ethernet header, or was cut by the kernel.",
         "something other than VXLAN is sent to this port";

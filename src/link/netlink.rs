@@ -188,6 +188,23 @@ impl Netlink {
         }
     }
 
+    /// How many frames the device of that name dropped on the way out since it was made; for a TAP,
+    /// those that its queues had no room for. `None` when there is no such device.
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn dropped(&self, name: &str) -> Result<Option<u64>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let doing = || format!("read the counters of {name} in {}", self.namespace.label());
+        let found = self.exchange(RouteNetlinkMessage::GetLink(message), 0, &doing).await;
+        match found {
+            Ok((answers, _)) => Ok(answers.iter().find_map(as_dropped)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Creates a link from attributes.
     pub(super) async fn create(
         &self,
@@ -408,6 +425,14 @@ fn as_vxlan(answer: &RouteNetlinkMessage) -> Option<(String, u16)> {
         })
     })?;
     Some((name, port))
+}
+
+fn as_dropped(answer: &RouteNetlinkMessage) -> Option<u64> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+        _ => None,
+    })
 }
 
 fn as_route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {

@@ -36,7 +36,7 @@ const TABLE: &str = "bridge skybridge";
 /// Removes the table whether it is there or not.
 const REMOVE: &str = "add table bridge skybridge\ndelete table bridge skybridge\n";
 /// Ports that a bridge can have (net/bridge/br_private.h, `BR_MAX_PORTS`).
-const PORTS_MAX: u32 = 1024;
+pub const PORTS_MAX: u32 = 1024;
 /// The checks, as the counters are called.
 const CHECKS: [&str; 5] = ["mac", "arp", "ip", "ip6", "nd"];
 

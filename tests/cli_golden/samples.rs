@@ -356,6 +356,24 @@ pub(crate) fn stats() -> Stats {
                 counters: vec![counter("frames_in", "frames", &[77_000, 4])],
             },
         ],
+        limits: vec![
+            Limit {
+                name: "learn_queue".to_owned(),
+                help: "Learned addresses on the way to the tables.".to_owned(),
+                unit: "entries".to_owned(),
+                used: Some(3),
+                limit: 4096,
+                high: Some(120),
+            },
+            Limit {
+                name: "port_queue".to_owned(),
+                help: "Frames that wait in one queue of a port.".to_owned(),
+                unit: "frames".to_owned(),
+                used: None,
+                limit: 1000,
+                high: None,
+            },
+        ],
     }
 }
 

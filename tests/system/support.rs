@@ -78,6 +78,15 @@ pub(crate) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// Pings and verified TCP from `a` to `b` over each family that both have. Unlike [`exchange`] it
+/// says nothing of loss, which a busy machine makes by itself.
+pub(crate) fn carry(lab: &Lab, a: &Container, b: &Container, bytes: u64) {
+    for family in a.families() {
+        traffic::ping(a.netns(), b.address(family), 56);
+        traffic::tcp(lab, a, b, family, Tcp { bytes, streams: 2, odd_sizes: true });
+    }
+}
+
 /// The number that `drops --json` gives for a reason, 0 if it is not listed.
 pub(crate) fn drops(agent: &Agent, reason: &str) -> u64 {
     find_reason(&agent.json(&["drops"]), reason).unwrap_or(0)

@@ -10,7 +10,7 @@ use membership::record::{EndpointRecord, NetworkRecord};
 
 use super::Agent;
 use crate::agent::state::{Attachment, Publication, Stage};
-use crate::agent::tasks;
+use crate::agent::{bounds, tasks};
 use crate::control::types;
 use crate::datapath::drop::{Direction, DropReason};
 use crate::driver::offline;
@@ -139,10 +139,8 @@ fn network_name(snapshot: &Snapshot, key: NetworkKey) -> String {
 }
 
 pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
-    let snapshot = agent.tables.reader().load();
     let mut listed = Vec::new();
-    for reason in DropReason::ALL {
-        let found = agent.datapath.drops(*reason);
+    for (reason, found) in DropReason::ALL.iter().zip(agent.datapath.drops()) {
         let mut list = |network: Option<String>, count: u64| {
             listed.push(types::Drops {
                 reason: reason.name().to_owned(),
@@ -159,8 +157,8 @@ pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
         if found.without_network != 0 || found.by_network.is_empty() {
             list(None, found.without_network);
         }
-        for (key, count) in found.by_network {
-            list(Some(network_name(&snapshot, key)), count);
+        for (network, count) in found.by_network {
+            list(Some(network.to_string()), count);
         }
     }
     listed
@@ -218,25 +216,32 @@ pub(super) fn stats(agent: &Agent) -> types::Stats {
         })
         .collect();
     counters.extend(tasks::table_counters(agent));
-    let snapshot = agent.tables.reader().load();
-    let networks = snapshot
-        .networks()
-        .map(|(key, tables)| {
-            let values = agent.datapath.port_counters(key);
-            types::NetworkStats {
-                network: tables.params().name.to_string(),
-                counters: PortCounters::DESCRIPTIONS
-                    .iter()
-                    .zip(values)
-                    .map(|((name, unit, help), value)| types::Counter {
-                        name: (*name).to_owned(),
-                        help: (*help).to_owned(),
-                        unit: (*unit).to_owned(),
-                        value,
-                        workers: Vec::new(),
-                    })
-                    .collect(),
-            }
+    let networks = agent.datapath.traffic().into_iter();
+    let networks = networks
+        .map(|(network, values)| types::NetworkStats {
+            network: network.to_string(),
+            counters: PortCounters::DESCRIPTIONS
+                .iter()
+                .zip(values)
+                .map(|((name, unit, help), value)| types::Counter {
+                    name: (*name).to_owned(),
+                    help: (*help).to_owned(),
+                    unit: (*unit).to_owned(),
+                    value,
+                    workers: Vec::new(),
+                })
+                .collect(),
+        })
+        .collect();
+    let limits = bounds::all(agent)
+        .into_iter()
+        .map(|bound| types::Limit {
+            name: bound.name.to_owned(),
+            help: bound.help.to_owned(),
+            unit: bound.unit.to_owned(),
+            used: bound.used,
+            limit: bound.limit,
+            high: bound.high,
         })
         .collect();
     types::Stats {
@@ -244,5 +249,6 @@ pub(super) fn stats(agent: &Agent) -> types::Stats {
         workers: workers.len() as u64,
         counters,
         networks,
+        limits,
     }
 }

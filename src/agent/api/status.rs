@@ -59,7 +59,7 @@ pub(super) async fn status(agent: &Agent) -> Answer<types::Status> {
             generation: agent.tables.reader().load().generation().0,
             offloads: tasks::offloads(agent).await,
             vteps: own_vteps(agent),
-            mtu: agent.datapath.config().underlay_mtu,
+            mtu: agent.datapath.underlay_mtu(),
         },
         networks: all,
         drops_total,

@@ -15,8 +15,8 @@ pub use endpoint::{
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
-    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, NeighborEntry, NetworkStats,
-    PlaceKind, SourceKind, Stats,
+    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, Limit, NeighborEntry,
+    NetworkStats, PlaceKind, SourceKind, Stats,
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,

@@ -33,6 +33,8 @@ pub enum Cap {
     Ovs,
     /// Root, and network namespaces may be made.
     Root,
+    /// `systemd-analyze` is installed; systemd need not run.
+    SystemdAnalyze,
     /// `tcpdump` is installed.
     Tcpdump,
     /// `/dev/net/tun` opens.
@@ -54,6 +56,7 @@ impl Cap {
             Self::Openssl => "openssl",
             Self::Ovs => "ovs",
             Self::Root => "root",
+            Self::SystemdAnalyze => "systemd-analyze",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
             Self::Vxlan => "vxlan",
@@ -88,6 +91,10 @@ impl Cap {
             Self::Ovs => works(&mut crate::ovs::probe(), "Open vSwitch is not here"),
             Self::Root if !Uid::effective().is_root() => Some("not root".to_owned()),
             Self::Root => in_namespace(&[]),
+            Self::SystemdAnalyze => works(
+                Command::new("systemd-analyze").arg("--version"),
+                "systemd-analyze is not installed",
+            ),
             Self::Tcpdump => {
                 works(Command::new("tcpdump").arg("--version"), "tcpdump is not installed")
             }
