@@ -1,6 +1,7 @@
 //! The switch without a kernel: several hosts in one process, joined by a wire in memory.
 //!
 //! - this file: frames end to end, flooding, answers, ECN, order;
+//! - `switch/local.rs`: frames between containers of one host;
 //! - `switch/checks.rs`: whose frames are taken, and learning;
 //! - `switch/paths.rs`: what a path refuses, what is learned of it, and when it is forgotten;
 //! - `switch/drops.rs`: each drop reason by one crafted frame, counted once, at the right place;
@@ -16,6 +17,8 @@ mod drops;
 mod frames;
 #[path = "switch/lab.rs"]
 mod lab;
+#[path = "switch/local.rs"]
+mod local;
 #[path = "switch/paths.rs"]
 mod paths;
 #[path = "switch/random.rs"]

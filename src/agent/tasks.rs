@@ -86,6 +86,7 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.doubts.raise();
                 if complete {
                     settle_mtus(&agent).await;
+                    agent.settle_carriers().await;
                     if !synced {
                         synced = true;
                         tracing::info!(
@@ -107,6 +108,7 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.tables.announce(announcements, &agent.datapath);
                 // A host that left for good no longer holds the MTU down, and no record says so.
                 settle_mtus(&agent).await;
+                agent.settle_carriers().await;
                 attention.look(&agent);
             }
         }

@@ -194,28 +194,36 @@ impl Datapath {
         &self.config
     }
 
-    /// Gives queue k to worker k. `queues` holds one per worker.
-    pub fn add_port(&self, network: NetworkKey, queues: Vec<Queue>) {
+    /// Gives queue k to worker k. `queues` holds one per worker. `local` says whether frames between
+    /// two containers of this host come to them.
+    pub fn add_port(&self, network: NetworkKey, queues: Vec<Queue>, local: bool) {
         let mut all = Vec::with_capacity(self.workers.len());
         for (worker, queue) in self.workers.iter().zip(queues) {
             let stats = Arc::new(PortStats::default());
             all.push(Arc::clone(&stats));
-            worker.tell(Command::AddPort { network, queue, stats });
+            worker.tell(Command::AddPort { network, queue, stats, local });
         }
         self.stats.insert(network, all);
     }
 
+    /// Says whether frames between two containers of this host come to the port of `network`, and
+    /// waits until every worker knows.
+    pub fn set_local(&self, network: NetworkKey, local: bool) {
+        self.ask_all(|done| Command::SetLocal { network, local, done });
+    }
+
+    /// Gives every worker a command and waits until all have carried it out.
+    fn ask_all(&self, command: impl Fn(Sender<()>) -> Command) {
+        let (done, finished) = crossbeam_channel::bounded(self.workers.len());
+        let told = self.workers.iter().filter(|worker| worker.tell(command(done.clone()))).count();
+        for _ in 0..told {
+            let _ = finished.recv_timeout(COMMAND_TIMEOUT);
+        }
+    }
+
     /// Takes the port from every worker and waits until its queues are closed.
     pub fn remove_port(&self, network: NetworkKey) {
-        let (done, closed) = crossbeam_channel::bounded(self.workers.len());
-        let told = self
-            .workers
-            .iter()
-            .filter(|worker| worker.tell(Command::RemovePort { network, done: done.clone() }))
-            .count();
-        for _ in 0..told {
-            let _ = closed.recv_timeout(COMMAND_TIMEOUT);
-        }
+        self.ask_all(|done| Command::RemovePort { network, done });
         if let Some((_, all)) = self.stats.remove(&network) {
             let mut retired = self.retired.lock().unwrap_or_else(|poison| poison.into_inner());
             for (total, reason) in retired.iter_mut().zip(DropReason::ALL) {

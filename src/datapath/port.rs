@@ -24,4 +24,6 @@ pub struct PortState {
     pub stats: Arc<PortStats>,
     /// Of ingress replication.
     pub budget: Budget,
+    /// Frames between two containers of this host come here and are given back.
+    pub local: bool,
 }

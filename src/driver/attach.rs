@@ -163,7 +163,7 @@ async fn attach_held(
     let queued = note.publication != Publication::Done;
     let done = async {
         agent.put_attachment(&note)?;
-        let plug_in = plug_of(agent, &note, local, sandbox);
+        let plug_in = plug_of(&note, local, sandbox);
         let plugged = plug(&local.namespace, agent.networks.owner(), &plug_in)
             .await
             .map_err(|err| link_error(&err))?;
@@ -177,10 +177,10 @@ async fn attach_held(
         note.stage = Stage::Attached;
         agent.mark_settled(&note.endpoint);
         agent.put_attachment(&note)?;
-        // From now on changes of the MTU reach the interface; one may have come before.
-        let mtu = u32::from(local.mtu());
-        if mtu != plug_in.mtu {
-            let settled = Plug { mtu, ..plug_in };
+        // From now on changes of the network reach the interface; one may have come before.
+        let (mtu, isolated) = (u32::from(local.mtu()), local.is_switched());
+        if (mtu, isolated) != (plug_in.mtu, plug_in.isolated) {
+            let settled = Plug { mtu, isolated, ..plug_in };
             adopt(&local.namespace, agent.networks.owner(), &settled)
                 .await
                 .map_err(|err| link_error(&err))?;
@@ -342,7 +342,7 @@ pub async fn restore(
     let local =
         agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
     let restored = async {
-        let wanted = plug_of(agent, note, &local, sandbox);
+        let wanted = plug_of(note, &local, sandbox);
         let owner = agent.networks.owner();
         let failed = |err| link_error(&err);
         let plugged = match adopt(&local.namespace, owner, &wanted).await.map_err(failed)? {
@@ -458,7 +458,7 @@ async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attach
     Ok(found)
 }
 
-fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
+fn plug_of(note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
     Plug {
         endpoint: note.endpoint.clone(),
         sandbox,
@@ -467,7 +467,7 @@ fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetN
         addresses: note.ips.clone(),
         mtu: u32::from(local.mtu()),
         gateways: note.gateways.clone(),
-        isolated: agent.tables.switches_locally(local.key),
+        isolated: local.is_switched(),
     }
 }
 

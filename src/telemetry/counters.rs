@@ -91,6 +91,8 @@ counters! {
         bytes_out, "bytes", "Bytes of those frames, Ethernet header included.";
         frames_in, "frames", "Frames of the network accepted from the underlay, before coalescing.";
         bytes_in, "bytes", "Bytes of those frames, Ethernet header included.";
+        frames_local, "frames", "Frames and super-frames between containers of this host that the switch carried (`local=switch`).";
+        bytes_local, "bytes", "Bytes of those frames, Ethernet header included.";
     }
 }
 

@@ -337,6 +337,7 @@ impl Host {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
             budget: Budget::new(0),
+            local: false,
         };
         Self {
             writer,
@@ -425,6 +426,13 @@ impl Host {
         let outcome = loop {
             let port = self.taps.ports[0].as_mut().unwrap();
             let outcome = self.outbound.frame(turn, port, &mut self.arena, at, len);
+            if matches!(outcome, Outcome::Local | Outcome::LocalAndOn) {
+                let read = self.arena[at..at + len].to_vec();
+                self.taps.deliver(NETWORK, &[IoSlice::new(&read)]);
+            }
+            if outcome == Outcome::LocalAndOn {
+                continue;
+            }
             if outcome != Outcome::Full {
                 break outcome;
             }

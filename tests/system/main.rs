@@ -14,6 +14,7 @@ mod interop;
 mod ipam;
 mod join;
 mod lab;
+mod local;
 mod offload;
 mod recovery;
 mod reload;
@@ -34,6 +35,7 @@ fn main() {
     offload::register(&mut suite);
     attach::register(&mut suite);
     wire::register(&mut suite);
+    local::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);

@@ -151,6 +151,7 @@ pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
                     Direction::Outbound => types::Direction::Outbound,
                 },
                 network,
+                endpoint: None,
                 count,
                 description: reason.description().to_owned(),
                 hint: reason.hint().to_owned(),
@@ -172,29 +173,41 @@ pub(super) async fn bridge_drops(agent: &Agent) -> Vec<types::Drops> {
     let snapshot = agent.tables.reader().load_full();
     for local in agent.networks.all().await {
         let Ok(found) = crate::link::source_check::drops(&local.namespace).await else { continue };
-        let mut sums = [0u64; 4];
-        for drops in found.values() {
-            for (sum, count) in
-                sums.iter_mut().zip([drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd])
-            {
-                *sum += count;
-            }
-        }
+        let attached = agent.attachments().into_iter();
+        let endpoints: BTreeMap<String, String> = attached
+            .map(|note| (agent.networks.owner().port(&note.endpoint), note.endpoint))
+            .collect();
         let names = [
             ("veth_source_mac", "A sandbox sent a frame from a MAC that is not its own."),
             ("veth_source_arp", "A sandbox claimed an address that is not its own in ARP."),
             ("veth_source_ip", "A sandbox sent a packet from an address that is not its own."),
             ("veth_source_nd", "A sandbox claimed an address that is not its own in ND."),
         ];
-        for ((reason, description), count) in names.into_iter().zip(sums) {
-            listed.push(types::Drops {
-                reason: reason.to_owned(),
-                direction: types::Direction::Outbound,
-                network: Some(network_name(&snapshot, local.key)),
-                count,
-                description: description.to_owned(),
-                hint: "a sandbox forges addresses, or was given further ones by hand".to_owned(),
+        for (check, (reason, description)) in names.into_iter().enumerate() {
+            let mut list = |endpoint: Option<String>, count: u64| {
+                listed.push(types::Drops {
+                    reason: reason.to_owned(),
+                    direction: types::Direction::Outbound,
+                    network: Some(network_name(&snapshot, local.key)),
+                    endpoint,
+                    count,
+                    description: description.to_owned(),
+                    hint: "that endpoint's sandbox forges addresses, or was given further ones by \
+                           hand"
+                        .to_owned(),
+                });
+            };
+            let counts = found.iter().map(|(port, drops)| {
+                let counts = [drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd];
+                (port, counts.get(check).copied().unwrap_or(0))
             });
+            let counts: Vec<_> = counts.filter(|(_, count)| *count != 0).collect();
+            if counts.is_empty() {
+                list(None, 0);
+            }
+            for (port, count) in counts {
+                list(endpoints.get(port).cloned(), count);
+            }
         }
     }
     listed

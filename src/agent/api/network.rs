@@ -7,7 +7,7 @@ use fdb::{OriginKind, Place};
 use membership::ipam;
 use membership::key::{HostName, NetworkName};
 use membership::network::NetworkSpec;
-use membership::record::{Mode, NetworkRecord, RangeError, SourceCheck};
+use membership::record::{Local, Mode, NetworkRecord, RangeError, SourceCheck};
 
 use super::{Agent, Answer};
 use crate::agent::networks::TAP;
@@ -52,13 +52,8 @@ fn set_option(
     name: &str,
     value: &str,
 ) -> Answer<()> {
-    match (name.replace('-', "_").as_str(), value) {
-        ("nat_outgoing", _) => return Err(unsupported_nat()),
-        ("local", "switch") => {
-            return Err(Error::unsupported("this version leaves same-host traffic to the bridge")
-                .next_step("leave the option `local` out"));
-        }
-        _ => {}
+    if name.replace('-', "_") == "nat_outgoing" {
+        return Err(unsupported_nat());
     }
     options.set(name, value).map_err(|err| Error::bad_request(err.to_string()))
 }
@@ -228,11 +223,16 @@ fn options_in_use(record: &NetworkRecord) -> BTreeMap<String, String> {
         Some(SourceCheck::Strict) => "strict",
         Some(SourceCheck::Mac) | None => "mac",
     };
+    let switched = match options.local {
+        Some(Local::Switch) => "switch",
+        Some(Local::Kernel) | None => "kernel",
+    };
     let rows = [
         ("broadcast", options.broadcast.unwrap_or(!swarm).to_string()),
         ("compat", if swarm { "swarm" } else { "none" }.to_owned()),
         ("flood_unknown", options.flood_unknown.unwrap_or(learning).to_string()),
         ("learning", learning.to_string()),
+        ("local", switched.to_owned()),
         ("source_check", check.to_owned()),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
