@@ -84,6 +84,7 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 note(&agent, &lines);
                 agent.tables.announce(announcements, &agent.datapath);
                 agent.doubts.raise();
+                agent.claims.notify_one();
                 if complete {
                     settle_mtus(&agent).await;
                     agent.settle_carriers().await;
@@ -106,6 +107,7 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.reserve.contact(session.state == SessionState::Held, session.ttl);
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
+                agent.claims.notify_one();
                 // A host that left for good no longer holds the MTU down, and no record says so.
                 settle_mtus(&agent).await;
                 agent.settle_carriers().await;

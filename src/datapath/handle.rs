@@ -14,6 +14,7 @@ use fdb::NetworkKey;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::drop::DropReason;
+use super::flood::Budget;
 use super::heard::Heard;
 use super::inbound::Inbound;
 use super::learn::LearnQueue;
@@ -48,6 +49,8 @@ pub struct Config {
     pub nice: i32,
     /// This host's underlay MTU in bytes.
     pub underlay_mtu: u16,
+    /// How old the last confirmation of a learned address gets before it is confirmed again.
+    pub confirm: fdb::Millis,
     /// The zero of the tables' clock ([`fdb::Millis`]).
     pub epoch: Instant,
 }
@@ -159,6 +162,7 @@ impl Datapath {
             inbound: Inbound::new(
                 own,
                 config.coalesce,
+                config.confirm,
                 Arc::clone(&counters),
                 Arc::clone(&drops),
                 Arc::clone(&self.learn),
@@ -198,10 +202,12 @@ impl Datapath {
     /// two containers of this host come to them.
     pub fn add_port(&self, network: NetworkKey, queues: Vec<Queue>, local: bool) {
         let mut all = Vec::with_capacity(self.workers.len());
+        let shared = Arc::new(Budget::default());
         for (worker, queue) in self.workers.iter().zip(queues) {
             let stats = Arc::new(PortStats::default());
             all.push(Arc::clone(&stats));
-            worker.tell(Command::AddPort { network, queue, stats, local });
+            let budget = Arc::clone(&shared);
+            worker.tell(Command::AddPort { network, queue, stats, budget, local });
         }
         self.stats.insert(network, all);
     }

@@ -203,7 +203,11 @@ impl Outbound {
             }
             Answer::UnknownTarget | Answer::NotAsked => {}
         }
-        let carried = offer.tables.params().flood_broadcast;
+        let params = offer.tables.params();
+        let carried = match destination {
+            MacAddr::BROADCAST => params.flood_broadcast,
+            _ => params.flood_multicast,
+        };
         if !carried && !port.local {
             port.stats.drops.add(DropReason::OutFloodDisabled, 1);
             return Outcome::Done;
@@ -385,8 +389,9 @@ impl Outbound {
 }
 
 /// Takes a flooded frame from the budget, or drops it.
-fn within_budget(turn: Turn<'_>, port: &mut PortState, offer: &Offer<'_>) -> bool {
-    let within = port.budget.take(offer.tables.flood().len() as u64, turn.now_ms);
+fn within_budget(turn: Turn<'_>, port: &PortState, offer: &Offer<'_>) -> bool {
+    let rate = offer.tables.params().flood_rate;
+    let within = port.budget.take(offer.frames(), rate, turn.now_ms);
     if !within {
         port.stats.drops.add(DropReason::OutFloodBudget, 1);
     }
@@ -426,6 +431,14 @@ struct Offer<'a> {
 impl Offer<'_> {
     fn bytes<'b>(&self, arena: &'b [u8]) -> &'b [u8] {
         arena.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+
+    /// How many frames it is on a wire.
+    fn frames(&self) -> u64 {
+        match (self.header.gso_type, usize::from(self.header.gso_size)) {
+            (vnet::GSO_NONE, _) | (_, 0) => 1,
+            (_, size) => self.len.div_ceil(size) as u64,
+        }
     }
 
     /// An upper bound of the bytes that its datagrams for one VTEP take in the scratch.

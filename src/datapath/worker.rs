@@ -70,6 +70,8 @@ pub enum Command {
         queue: Queue,
         /// Its counters.
         stats: Arc<PortStats>,
+        /// The port's budget, shared with the other workers.
+        budget: Arc<Budget>,
         /// Whether frames between two containers of this host come to it.
         local: bool,
     },
@@ -325,8 +327,7 @@ impl Worker {
     fn obey(&mut self, now_ms: u64) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::AddPort { network, queue, stats, local } => {
-                    let budget = Budget::new(now_ms);
+                Command::AddPort { network, queue, stats, budget, local } => {
                     self.add_port(queue, PortState { network, stats, budget, local });
                 }
                 Command::SetLocal { network, local, done } => {

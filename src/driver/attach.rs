@@ -24,6 +24,7 @@
 //! told when it is back.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fdb::Revision;
@@ -49,11 +50,45 @@ pub const DETACHES: &str = "detaches";
 /// How long a released address rests before it is given to another endpoint.
 pub const REST: Duration = Duration::from_secs(60);
 
+/// Puts what the endpoint that moves here has into the request, and gives its id.
+fn move_here(
+    agent: &Agent,
+    network: &NetworkRecord,
+    request: &mut Attach,
+    away: Option<&str>,
+) -> Result<Option<EndpointId>, Error> {
+    let Some(name) = request.moves.clone() else { return Ok(None) };
+    if let Some(cause) = away {
+        return Err(Error::unavailable("the store is away, and a move needs it").cause(cause));
+    }
+    let found = agent.tables.view(|view| {
+        let of_network = view.endpoints_by(&name).filter(|item| item.record.network == network.id);
+        of_network.map(|item| Arc::clone(&item.record)).collect::<Vec<_>>()
+    });
+    let [endpoint] = found.as_slice() else {
+        let what = if found.is_empty() { "no endpoint" } else { "more than one endpoint" };
+        return Err(Error::not_found(format!(
+            "network {} has {what} of the id or name {name}",
+            network.name
+        ))
+        .next_step("`skybridge endpoints` lists the ids"));
+    };
+    request.ips.clone_from(&endpoint.ips);
+    request.mac = Some(endpoint.mac);
+    if request.name.is_none() {
+        request.name.clone_from(&endpoint.name);
+    }
+    for (key, value) in &endpoint.labels {
+        request.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    Ok(Some(endpoint.id.clone()))
+}
+
 /// Attaches a sandbox.
 ///
 /// # Errors
 /// With cause and next step; nothing of the attachment is left then.
-pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment, Error> {
+pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachment, Error> {
     let started = Instant::now();
     let away = agent.await_store().await.err();
     let network = match (&away, agent.known_by(&request.network)) {
@@ -76,6 +111,7 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
         ))
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
+    let replaces = move_here(agent, &network, &mut request, away.as_deref())?;
     membership::ipam::check_wanted(&network, &request.ips)
         .map_err(|err| endpoint_error(&err.into()))?;
     let taken = agent.reserve.take(&network, &request.ips);
@@ -84,7 +120,7 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
     }
     let id = EndpointId::random();
     let local = agent.networks.hold(&network, id.as_str(), &agent.tables, &agent.datapath).await?;
-    let asked = Asked { request: &request, network: &network, id: id.clone(), away };
+    let asked = Asked { request: &request, network: &network, id: id.clone(), replaces, away };
     let attached = attach_held(agent, &asked, &local, sandbox, taken).await;
     agent.reserve.wake();
     match attached {
@@ -117,6 +153,8 @@ struct Asked<'a> {
     request: &'a Attach,
     network: &'a NetworkRecord,
     id: EndpointId,
+    /// The endpoint that moves here.
+    replaces: Option<EndpointId>,
     /// Why the store is away.
     away: Option<String>,
 }
@@ -226,6 +264,7 @@ async fn publish(
         name: request.name.clone(),
         labels: request.labels.clone(),
         reserved: reserved.to_vec(),
+        replaces: asked.replaces.clone(),
         ..EndpointSpec::default()
     };
     agent.tables.expect_endpoint(id);

@@ -500,6 +500,7 @@ pub(crate) fn attach() -> Attach {
         netns: "c1".to_owned(),
         ips: vec![ip("198.51.100.2")],
         mac: Some(mac(2)),
+        moves: None,
         ifname: "eth0".to_owned(),
         name: Some("web".to_owned()),
         default_route: true,

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use encap::{Vni, vnet, vxlan};
 use fdb::{
-    Delta, MacEntry, Neighbor, Network, NetworkKey, Origin, Place, Reader, Revision, SourceCheck,
-    Vtep, VtepKey, Writer,
+    Delta, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, Place, Reader, Revision,
+    SourceCheck, Vtep, VtepKey, Writer,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -80,6 +80,8 @@ pub fn network(key: NetworkKey) -> Network {
         learning: false,
         flood_unknown: false,
         flood_broadcast: true,
+        flood_multicast: true,
+        flood_rate: 10_000,
         flood_arp: false,
         source_check: SourceCheck::Mac,
         df: true,
@@ -328,6 +330,7 @@ impl Host {
         let inbound = Inbound::new(
             own.to_vec(),
             options.coalesce,
+            Millis(10_000),
             Arc::clone(&counters),
             Arc::clone(&drops),
             Arc::clone(&learn),
@@ -336,7 +339,7 @@ impl Host {
         let port = PortState {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
-            budget: Budget::new(0),
+            budget: Arc::new(Budget::default()),
             local: false,
         };
         Self {

@@ -72,6 +72,7 @@ fn every_frame_out_is_queued_or_answered_or_dropped() {
             network.flood_unknown = random.random();
             network.flood_arp = random.random();
             network.flood_broadcast = random.random();
+            network.flood_multicast = random.random();
         });
         for round in 0..40 {
             let host = &mut lab.hosts[0];

@@ -10,11 +10,13 @@
 mod attach;
 mod errors;
 mod faults;
+mod flood;
 mod interop;
 mod ipam;
 mod join;
 mod lab;
 mod local;
+mod moves;
 mod offload;
 mod recovery;
 mod reload;
@@ -36,6 +38,8 @@ fn main() {
     attach::register(&mut suite);
     wire::register(&mut suite);
     local::register(&mut suite);
+    moves::register(&mut suite);
+    flood::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);

@@ -1,6 +1,6 @@
 //! Tables, endpoints, drops and counters as listings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -71,6 +71,11 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
     let notes: BTreeMap<String, Attachment> =
         agent.attachments().into_iter().map(|note| (note.endpoint.clone(), note)).collect();
     let now = membership::record::now_seconds();
+    let conflicts = agent.tables.reconciler(|reconciler, _| reconciler.conflicts());
+    let losers: BTreeSet<&str> = conflicts
+        .iter()
+        .flat_map(|conflict| conflict.losers.iter().map(|(endpoint, _)| endpoint.as_str()))
+        .collect();
     agent.tables.view(|view| {
         let name_of = |id: &NetworkId| {
             view.network(id).map_or_else(|| id.to_string(), |item| item.record.name.to_string())
@@ -88,12 +93,17 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
             ips: record.ips.clone(),
             age_ms: Some(now.saturating_sub(record.created) * 1000),
             revision: (!unsaid(record)).then_some(revision),
-            state: state_of(agent, record, &notes, view.host(&record.host)),
+            state: match losers.contains(record.id.as_str()) {
+                true => types::EndpointState::Quarantined,
+                false => state_of(agent, record, &notes, view.host(&record.host)),
+            },
         };
-        // What is quarantined has no place in the tables, and must be seen all the same.
+        // What is quarantined may have no record any more, and must be seen all the same.
         let cut_off = notes.values().filter(|note| note.stage == Stage::Quarantined);
-        let cut_off: Vec<EndpointRecord> =
-            cut_off.filter_map(|note| offline::noted(agent, note)).collect();
+        let cut_off: Vec<EndpointRecord> = cut_off
+            .filter_map(|note| offline::noted(agent, note))
+            .filter(|record| view.endpoint(&record.network, &record.id).is_none())
+            .collect();
         let cut_off = cut_off.iter().map(|record| types::Endpoint {
             age_ms: None,
             revision: None,
