@@ -29,7 +29,7 @@ pub(crate) fn register(suite: &mut Suite) {
             forged_frames_reach_nobody(switched);
         });
     }
-    suite.test("local::switch_carries_everything", AGENTS, switch_carries_everything);
+    suite.test("local::switch_carries_everything", WITH_TCPDUMP, switch_carries_everything);
     suite.test("local::a_sender_hears_no_echo", WITH_TCPDUMP, a_sender_hears_no_echo);
     suite.test("local::switch_answers_for_neighbors", AGENTS, switch_answers_for_neighbors);
     suite.timed("local::turned_under_traffic", AGENTS, turned_under_traffic);
@@ -226,6 +226,14 @@ fn switch_carries_everything() {
     assert!(mean > 4 * 1450, "super-frames were cut: {mean} bytes a frame");
     assert_eq!(of_workers(&agents[0], "segments_out"), segments, "segmented for the same host");
     assert_eq!(of_workers(&agents[0], "checksums_completed"), completed, "summed for nobody");
+    // A tagged frame passes as it is.
+    let filter = "vlan 5 and udp port 5309";
+    let capture = Capture::start(b.netns(), b.ifname(), filter, &lab.logs(), "tagged");
+    let mut tagged = udp_frame((b.mac(), a.mac()), (v4(&a), v4(&b)), (1, 5309), b"tagged");
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    send_frames(a.netns(), a.ifname(), &[tagged]);
+    capture.wait(1, Duration::from_secs(10));
+    assert_eq!(capture.stop().len(), 1);
     assert_no_checksum_errors(&[&a, &b, &far]);
     let options = agents[0].json(&["network", "inspect", NETWORK])["options"].clone();
     assert_eq!(options["local"], "switch", "{options}");
