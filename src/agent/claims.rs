@@ -16,6 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use membership::key::{EndpointId, NetworkId};
 use membership::reconcile::Claim;
@@ -24,6 +25,9 @@ use super::state::{Attachment, Publication, Stage};
 use super::{Agent, link_error};
 use crate::driver::attach;
 use crate::link;
+
+/// Changes that come within this time of each other are looked at together.
+const TOGETHER: Duration = Duration::from_millis(10);
 
 /// Why each endpoint of this host that lost a claim has lost it.
 type Lost = BTreeMap<EndpointId, String>;
@@ -35,29 +39,39 @@ pub async fn run(agent: Arc<Agent>) {
         if agent.tables.is_complete() {
             settle(&agent).await;
         }
+        tokio::time::sleep(TOGETHER).await;
     }
 }
 
 async fn settle(agent: &Agent) {
     let lost = lost(agent);
-    for note in agent.attachments().iter().filter(|note| note.publication == Publication::Done) {
-        let ids = (NetworkId::new(&note.network), EndpointId::new(&note.endpoint));
-        let (Ok(network), Ok(id)) = ids else { continue };
-        let present = || agent.tables.view(|view| view.endpoint(&network, &id).is_some());
-        let done = match (note.stage, lost.get(&id)) {
+    let told: Vec<(Attachment, NetworkId, EndpointId)> = agent
+        .attachments()
+        .into_iter()
+        .filter(|note| note.publication == Publication::Done)
+        .filter_map(|note| {
+            let ids = (NetworkId::new(&note.network).ok()?, EndpointId::new(&note.endpoint).ok()?);
+            Some((note, ids.0, ids.1))
+        })
+        .collect();
+    let present: Vec<bool> = agent.tables.view(|view| {
+        told.iter().map(|(_, network, id)| view.endpoint(network, id).is_some()).collect()
+    });
+    for ((note, network, id), present) in told.iter().zip(present) {
+        let done = match (note.stage, lost.get(id)) {
             (Stage::Attached, Some(why)) => {
                 tracing::warn!(endpoint = %id, network = %note.network_name, why, "cut off");
-                cut_off(agent, note, &network, why.clone()).await
+                cut_off(agent, note, network, why.clone()).await
             }
-            (Stage::Attached, None) if !present() => match agent.rival(note) {
+            (Stage::Attached, None) if !present => match agent.rival(note) {
                 Some(why) => {
                     tracing::info!(endpoint = %id, network = %note.network_name, why, "cut off");
-                    cut_off(agent, note, &network, why).await
+                    cut_off(agent, note, network, why).await
                 }
                 None => Ok(()),
             },
-            (Stage::Quarantined, None) if present() || agent.rival(note).is_none() => {
-                heal(agent, note, &network).await
+            (Stage::Quarantined, None) if present || agent.rival(note).is_none() => {
+                heal(agent, note, network).await
             }
             _ => Ok(()),
         };

@@ -63,10 +63,11 @@ impl Agent {
     pub async fn settle_carriers(&self) {
         for local in self.networks.all().await {
             let wanted = self.tables.switches_locally(local.key);
+            let key = format!("local-{}", local.id);
             if wanted == local.is_switched() {
+                self.clear_warning(&key);
                 continue;
             }
-            let key = format!("local-{}", local.id);
             match self.turn(&local, wanted).await {
                 Ok(()) => {
                     self.clear_warning(&key);
