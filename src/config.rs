@@ -206,6 +206,8 @@ pub struct Datapath {
     pub workers: usize,
     /// Source ports of each worker, by which the underlay spreads flows.
     pub source_ports: usize,
+    /// A learned address is forgotten when it was not seen for this long.
+    pub learned_age: Duration,
     /// Nice value of the worker threads.
     pub nice: i32,
     /// Capabilities that are not used even where they exist.

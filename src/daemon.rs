@@ -46,7 +46,7 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, republish};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -225,7 +225,8 @@ async fn serve(
         hold_down: fdb::Millis(config.store.hold_down.as_millis() as u64),
         ..Defaults::default()
     };
-    let tables = Tables::new(name.clone(), defaults, view);
+    let learned_age = fdb::Millis(config.datapath.learned_age.as_millis() as u64);
+    let tables = Tables::new(name.clone(), defaults, view, learned_age);
     let datapath = match start_datapath(&config, underlay_mtu, &tables) {
         Ok(datapath) => datapath,
         Err(err) => return Err(explain(err).await),
@@ -291,6 +292,7 @@ async fn serve(
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
     ended.spawn(republish::run(Arc::clone(&agent)));
+    ended.spawn(claims::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     ended.spawn(crate::agent::reserve::keep(Arc::clone(&agent)));
     ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
@@ -400,6 +402,11 @@ fn router_mac(id: &str) -> MacAddr {
     MacAddr([0x06, a, b, c, d, e])
 }
 
+/// Learned addresses are confirmed well before they age, and not more often than is of use.
+fn confirm_age(learned_age: Duration) -> fdb::Millis {
+    fdb::Millis((learned_age.as_millis() as u64 / 4).min(10_000))
+}
+
 fn start_datapath(
     config: &Config,
     underlay_mtu: u16,
@@ -428,6 +435,7 @@ fn start_datapath(
             coalesce: !off(Capability::Coalesce),
             nice: config.datapath.nice,
             underlay_mtu,
+            confirm: confirm_age(config.datapath.learned_age),
             epoch: tables.epoch(),
         },
         tables.reader(),

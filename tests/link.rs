@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use skybridge::link::endpoint::{self, Plug, Plugged, link_local};
 use skybridge::link::names::{BRIDGE, TAP};
-use skybridge::link::source_check::{self, Guarded};
+use skybridge::link::source_check::{self, Carrier, Guarded};
 use skybridge::link::view::{FdbKind, Kind};
 use skybridge::link::{
     Error, NetNs, NetNsRef, NetworkLink, NetworkNs, Owner, Pinned, cleanup, netns, network, run_in,
@@ -129,6 +129,7 @@ fn guarded(plugged: &Plugged) -> Guarded {
         index: plugged.port.index,
         mac: plugged.plug.mac,
         addresses: plugged.plug.addresses.iter().map(IpNet::addr).collect(),
+        carrier: Carrier::Bridge,
     }
 }
 

@@ -94,8 +94,12 @@ pub struct Network {
     pub learning: bool,
     /// Whether frames to an unknown unicast MAC are flooded.
     pub flood_unknown: bool,
-    /// Whether broadcast and multicast frames are flooded.
+    /// Whether broadcast frames are flooded.
     pub flood_broadcast: bool,
+    /// Whether multicast frames are flooded.
+    pub flood_multicast: bool,
+    /// Frames per second that the containers of one host may have flooded.
+    pub flood_rate: u32,
     /// Whether ARP and ND requests for an unknown target are flooded.
     pub flood_arp: bool,
     /// Which source check received frames undergo.

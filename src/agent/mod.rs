@@ -27,6 +27,7 @@
 pub mod api;
 pub mod attention;
 pub mod bounds;
+pub mod claims;
 pub mod figures;
 pub mod garbage;
 mod guards;
@@ -130,6 +131,8 @@ pub struct Agent {
     pub(crate) followed: Mutex<Instant>,
     /// What the store may have lost of this host.
     doubts: republish::Doubts,
+    /// Who has which MAC and address may have changed.
+    claims: tokio::sync::Notify,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
     /// By whom hosts are let in to the store that this process serves.
@@ -198,6 +201,7 @@ impl Agent {
             marks: bounds::Marks::default(),
             followed: Mutex::new(Instant::now()),
             doubts: republish::Doubts::default(),
+            claims: tokio::sync::Notify::new(),
             embedded: parts.embedded,
             admission: parts.admission,
             started: Instant::now(),
@@ -220,6 +224,11 @@ impl Agent {
     pub fn mark_settled(&self, endpoint: &str) {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         settled.insert(endpoint.to_owned());
+    }
+
+    /// Notes that an endpoint's devices are to be set up anew.
+    fn mark_unsettled(&self, endpoint: &str) {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
     }
 
     /// A network by name or id, asked of the store where this host does not know it yet.

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use encap::MacAddr;
 use fdb::NetworkKey;
@@ -26,6 +26,7 @@ use membership::record::NetworkRecord;
 use super::tables::Tables;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
+use crate::link::source_check::Guarded;
 use crate::link::{self, NetworkLink, NetworkNs, Owner};
 use crate::port::tap::{self, PortOffload};
 
@@ -44,10 +45,11 @@ pub struct LocalNetwork {
     pub offload: PortOffload,
     /// Queues of its port.
     pub queues: usize,
-    /// The ports whose sources this run has had checked, by endpoint, with their indexes; `None`
-    /// until all of them have been looked at once. Held while the checks change.
-    pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, (String, u32)>>>,
+    /// The ports whose sources this run has had checked, by endpoint; `None` until all of them have
+    /// been looked at once. Held while the checks change, or who carries local frames.
+    pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, Guarded>>>,
     mtu: AtomicU16,
+    switched: AtomicBool,
 }
 
 impl LocalNetwork {
@@ -60,6 +62,17 @@ impl LocalNetwork {
     /// Notes the MTU that the devices were given.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Whether the switch carries frames between two sandboxes of this host, and not the bridge.
+    #[must_use]
+    pub fn is_switched(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
+    }
+
+    /// Notes who carries them from now on.
+    pub(super) fn set_switched(&self, switched: bool) {
+        self.switched.store(switched, Ordering::Relaxed);
     }
 }
 
@@ -224,7 +237,8 @@ impl Networks {
                 .cause(err.to_string()));
         }
         let count = queues.len();
-        datapath.add_port(key, record.name.as_str(), queues, overflowed);
+        let switched = tables.switches_locally(key);
+        datapath.add_port(key, record.name.as_str(), queues, overflowed, switched);
         Ok(LocalNetwork {
             id: record.id.clone(),
             key,
@@ -233,6 +247,7 @@ impl Networks {
             queues: count,
             guarded: tokio::sync::Mutex::default(),
             mtu: AtomicU16::new(mtu),
+            switched: AtomicBool::new(switched),
         })
     }
 }

@@ -91,8 +91,10 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 if asked {
                     agent.reserve.wake();
                 }
+                agent.claims.notify_one();
                 if complete {
                     settle_mtus(&agent).await;
+                    agent.settle_carriers().await;
                     if !synced {
                         synced = true;
                         tracing::info!(
@@ -112,8 +114,10 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.reserve.contact(session.state == SessionState::Held, session.ttl);
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
+                agent.claims.notify_one();
                 // A host that left for good no longer holds the MTU down, and no record says so.
                 settle_mtus(&agent).await;
+                agent.settle_carriers().await;
                 attention.look(&agent);
                 let _ = super::bounds::all(&agent);
                 *agent.followed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();

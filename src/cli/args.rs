@@ -317,6 +317,9 @@ pub struct AttachArgs {
     /// MAC to take [default: 02:42 and the IPv4 address]
     #[arg(long, value_parser = check::mac)]
     pub mac: Option<MacAddr>,
+    /// Take over the MAC, addresses, name and labels of this endpoint, which is cut off where it was
+    #[arg(long = "move", value_name = "ENDPOINT", value_parser = check::reference, conflicts_with_all = ["ips", "mac"])]
+    pub moves: Option<String>,
     /// Name of the interface in the namespace
     #[arg(long, value_name = "IFNAME", default_value = DEFAULT_IFNAME, value_parser = check::ifname)]
     pub ifname: String,

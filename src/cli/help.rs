@@ -298,6 +298,8 @@ Examples:
       skybridge attach blue --netns 4711 --ip 198.51.100.7 --ifname eth1 --name web
   With its default route through the network's gateway (see `network create --gateway`):
       skybridge attach blue --netns c1 --default-route
+  In the place of an endpoint that another host has, with its MAC, addresses and name:
+      skybridge attach blue --netns c1 --move web
   A Docker container that was started with --network none:
       skybridge attach blue --netns $(docker inspect -f '{{.State.Pid}}' web)";
 

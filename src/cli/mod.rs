@@ -288,6 +288,7 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
                 netns: args.netns,
                 ips: args.ips,
                 mac: args.mac,
+                moves: args.moves,
                 ifname: args.ifname,
                 name: args.name,
                 default_route: args.default_route,

@@ -64,6 +64,7 @@ pub(super) struct Session {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Datapath {
     pub(super) source_ports: Value<i64>,
+    pub(super) learned_age: Value<String>,
     pub(super) nice: Value<i64>,
     pub(super) disable: Value<Vec<String>>,
 }

@@ -156,6 +156,12 @@ pub const KEYS: &[Key] = &[
         "UDP source ports per worker, 1 to 64; the underlay spreads flows by them.",
     ),
     key(
+        "datapath.learned_age",
+        r#""5m""#,
+        r#""5m""#,
+        "A learned address is forgotten when it was not seen for this long, 2s to 24h.",
+    ),
+    key(
         "datapath.nice",
         "-6",
         "-6",

@@ -213,6 +213,12 @@ fn datapath_of(
     let source_ports = layers.pick(None, "", datapath.source_ports);
     let source_ports =
         layers.number("datapath.source_ports", source_ports, 8, 1..=SOURCE_PORTS_MAX as i64)?;
+    let learned_age = layers.duration(
+        "datapath.learned_age",
+        datapath.learned_age,
+        Duration::from_secs(300),
+        Duration::from_secs(2)..=Duration::from_secs(86_400),
+    )?;
     let nice = layers.pick(None, "", datapath.nice);
     let nice = layers.number("datapath.nice", nice, NICE, -20..=19)?;
     let disable = layers.pick(list(flags.disable.clone()), "disable", datapath.disable);
@@ -223,7 +229,7 @@ fn datapath_of(
     })?;
     let names = disable.value.iter().map(|c| Value::String(c.to_string())).collect();
     layers.note("datapath.disable", &disable, Value::Array(names));
-    Ok(Datapath { workers, source_ports, nice, disable: disable.value })
+    Ok(Datapath { workers, source_ports, learned_age, nice, disable: disable.value })
 }
 
 fn capability(name: &str) -> Result<Capability, Invalid> {

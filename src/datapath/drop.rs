@@ -85,10 +85,10 @@ reasons! {
         "`skybridge neighbors` lists the addresses; is the target attached?";
     OutFloodDisabled = "out_flood_disabled", Outbound,
         "Broadcast or multicast in a network that does not carry it.",
-        "the network option `broadcast` decides";
+        "the network options `broadcast` and `multicast` decide";
     OutFloodBudget = "out_flood_budget", Outbound,
-        "Broadcast, multicast or unknown unicast beyond the rate budget of the port.",
-        "a sandbox floods; `skybridge stats` shows which network";
+        "Broadcast, multicast or unknown unicast beyond the network's rate budget on this host.",
+        "a sandbox floods; the network option `flood_rate` is the budget";
     OutLinkLocalControl = "out_link_local_control", Outbound,
         "A frame of a link-local control protocol (01:80:c2:00:00:0x: STP, LLDP, pause) never leaves a host.",
         "normal where a sandbox runs a bridge or LLDP";

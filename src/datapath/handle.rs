@@ -15,6 +15,7 @@ use fdb::NetworkKey;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::drop::DropReason;
+use super::flood::Budget;
 use super::heard::Heard;
 use super::inbound::Inbound;
 use super::learn::{self, LearnQueue};
@@ -55,6 +56,8 @@ pub struct Config {
     pub nice: i32,
     /// This host's underlay MTU in bytes.
     pub underlay_mtu: u16,
+    /// How old the last confirmation of a learned address gets before it is confirmed again.
+    pub confirm: fdb::Millis,
     /// The zero of the tables' clock ([`fdb::Millis`]).
     pub epoch: Instant,
 }
@@ -196,6 +199,7 @@ impl Datapath {
             inbound: Inbound::new(
                 own,
                 config.coalesce,
+                config.confirm,
                 Arc::clone(&counters),
                 Arc::clone(&drops),
                 Arc::clone(&self.learn),
@@ -246,28 +250,45 @@ impl Datapath {
 
     /// Gives queue k to worker k. `queues` holds one per worker, `name` is the network's: its totals
     /// go on where an earlier port left them. `overflowed` is what the device has told so far of
-    /// frames that its queues had no room for.
-    pub fn add_port(&self, network: NetworkKey, name: &str, queues: Vec<Queue>, overflowed: u64) {
+    /// frames that its queues had no room for. `local` says whether frames between two containers of
+    /// this host come to them.
+    pub fn add_port(
+        &self,
+        network: NetworkKey,
+        name: &str,
+        queues: Vec<Queue>,
+        overflowed: u64,
+        local: bool,
+    ) {
         let name: Arc<str> = name.into();
+        let shared = Arc::new(Budget::default());
         for (worker, queue) in self.workers.iter().zip(queues) {
             let stats = self.ledger.open(&name);
-            worker.tell(Command::AddPort { network, queue, stats });
+            let budget = Arc::clone(&shared);
+            worker.tell(Command::AddPort { network, queue, stats, budget, local });
         }
         let kernel = self.ledger.open(&name);
         self.ports.insert(network, Port { kernel, overflowed });
     }
 
+    /// Says whether frames between two containers of this host come to the port of `network`, and
+    /// waits until every worker knows.
+    pub fn set_local(&self, network: NetworkKey, local: bool) {
+        self.ask_all(|done| Command::SetLocal { network, local, done });
+    }
+
+    /// Gives every worker a command and waits until all have carried it out.
+    fn ask_all(&self, command: impl Fn(Sender<()>) -> Command) {
+        let (done, finished) = crossbeam_channel::bounded(self.workers.len());
+        let told = self.workers.iter().filter(|worker| worker.tell(command(done.clone()))).count();
+        for _ in 0..told {
+            let _ = finished.recv_timeout(COMMAND_TIMEOUT);
+        }
+    }
+
     /// Takes the port from every worker and waits until its queues are closed.
     pub fn remove_port(&self, network: NetworkKey) {
-        let (done, closed) = crossbeam_channel::bounded(self.workers.len());
-        let told = self
-            .workers
-            .iter()
-            .filter(|worker| worker.tell(Command::RemovePort { network, done: done.clone() }))
-            .count();
-        for _ in 0..told {
-            let _ = closed.recv_timeout(COMMAND_TIMEOUT);
-        }
+        self.ask_all(|done| Command::RemovePort { network, done });
         self.ports.remove(&network);
     }
 

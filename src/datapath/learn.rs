@@ -1,4 +1,12 @@
 //! Learned addresses on their way from the workers to the table writer.
+//!
+//! # Theory of operation
+//!
+//! Every worker puts what it sees into one bounded queue, which the writer empties every 50 ms. A VTEP
+//! that floods source MACs must not fill it for the others: each worker tells of at most [`SHARE`]
+//! addresses of a VTEP within that time, so that many VTEPs have to flood before anything else is
+//! lost. What is not told now is told with the next frame of that source. The frames themselves go on
+//! in any case.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +17,63 @@ use fdb::{NetworkKey, VtepKey};
 /// Addresses waiting for the writer; more are counted and lost, to be seen again with the next
 /// frame of that source.
 pub const CAPACITY: usize = 4096;
+
+/// Addresses of one VTEP that a worker tells of within [`WINDOW_MS`].
+pub const SHARE: u16 = 256;
+/// As often as the writer empties the queue.
+pub const WINDOW_MS: u64 = 50;
+/// VTEPs are told apart by this many slots; those of one slot share.
+const SLOTS: usize = 256;
+
+/// What a worker has told of in the present window.
+#[derive(Debug)]
+pub struct Share {
+    told: Box<[u16; SLOTS]>,
+    last: Option<Learned>,
+    since_ms: u64,
+}
+
+/// Whether an address is to be told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is.
+    Fresh,
+    /// Its VTEP's share is used up.
+    Spent,
+    /// It was just told.
+    Told,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { told: Box::new([0; SLOTS]), last: None, since_ms: 0 }
+    }
+}
+
+impl Share {
+    /// Takes one address from its VTEP's share.
+    #[inline]
+    pub fn take(&mut self, learned: Learned, now_ms: u64) -> Taken {
+        if now_ms.saturating_sub(self.since_ms) >= WINDOW_MS {
+            self.since_ms = now_ms;
+            self.last = None;
+            self.told.fill(0);
+        }
+        // A stream of a source that the tables do not have yet.
+        if self.last == Some(learned) {
+            return Taken::Told;
+        }
+        let Some(told) = self.told.get_mut(learned.vtep.0 as usize % SLOTS) else {
+            return Taken::Spent;
+        };
+        if *told >= SHARE {
+            return Taken::Spent;
+        }
+        *told += 1;
+        self.last = Some(learned);
+        Taken::Fresh
+    }
+}
 
 /// A source MAC seen behind a VTEP, in a network that learns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

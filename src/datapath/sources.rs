@@ -106,6 +106,7 @@ mod tests {
             fan: 4,
             offload: UdpOffload::NONE,
             coalesce: true,
+            confirm: fdb::Millis(10_000),
             nice: 0,
             underlay_mtu: 1500,
             epoch: Instant::now(),

@@ -71,6 +71,20 @@ pub enum Command {
         queue: Queue,
         /// Its counters.
         stats: Arc<PortStats>,
+        /// The port's budget, shared with the other workers.
+        budget: Arc<Budget>,
+        /// Whether frames between two containers of this host come to it.
+        local: bool,
+    },
+    /// From now on frames between two containers of this host come to the network's port, or none
+    /// do.
+    SetLocal {
+        /// The network's slot.
+        network: NetworkKey,
+        /// Whether they do.
+        local: bool,
+        /// Told when it is so.
+        done: crossbeam_channel::Sender<()>,
     },
     /// Stop serving the network's port and close its queue.
     RemovePort {
@@ -333,8 +347,14 @@ impl Worker {
     fn obey(&mut self, now_ms: u64) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::AddPort { network, queue, stats } => {
-                    self.add_port(network, queue, stats, now_ms);
+                Command::AddPort { network, queue, stats, budget, local } => {
+                    self.add_port(queue, PortState { network, stats, budget, local });
+                }
+                Command::SetLocal { network, local, done } => {
+                    if let Some(port) = self.ports.get_mut(network) {
+                        port.state.local = local;
+                    }
+                    let _ = done.send(());
                 }
                 Command::RemovePort { network, done } => {
                     self.remove_port(network);
@@ -381,7 +401,8 @@ impl Worker {
         sockets.replace(flavor, number, sender);
     }
 
-    fn add_port(&mut self, network: NetworkKey, queue: Queue, stats: Arc<PortStats>, now_ms: u64) {
+    fn add_port(&mut self, queue: Queue, state: PortState) {
+        let network = state.network;
         self.remove_port(network);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_PORT | u64::from(network.0));
         if let Err(err) = self.epoll.add(&queue, event) {
@@ -392,7 +413,6 @@ impl Worker {
         if self.ports.0.len() <= index {
             self.ports.0.resize_with(index + 1, || None);
         }
-        let state = PortState { network, stats, budget: Budget::new(now_ms) };
         self.ports.0[index] = Some(Port { queue, state });
     }
 
@@ -430,16 +450,23 @@ impl Worker {
                     outbound.frame(turn, state, arena, at, len)
                 };
                 let mut outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
-                while outcome == Outcome::Full {
-                    flush(
-                        &mut self.outbound,
-                        &self.arena,
-                        &mut self.transmit,
-                        now_ms,
-                        &self.counters,
-                        &self.drops,
-                    );
+                while matches!(outcome, Outcome::Full | Outcome::LocalAndOn) {
+                    if outcome == Outcome::LocalAndOn {
+                        give_back(port, &self.arena, at, len, &self.counters);
+                    } else {
+                        flush(
+                            &mut self.outbound,
+                            &self.arena,
+                            &mut self.transmit,
+                            now_ms,
+                            &self.counters,
+                            &self.drops,
+                        );
+                    }
                     outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
+                }
+                if outcome == Outcome::Local {
+                    give_back(port, &self.arena, at, len, &self.counters);
                 }
                 if let Outcome::Reply(reply_len) = outcome {
                     let header = encap::vnet::Header::NONE.emit();
@@ -493,6 +520,16 @@ impl Worker {
                 let _ = sender.take_error();
             }
         }
+    }
+}
+
+/// Writes a frame back to the port just as it was read: virtio header, partial checksum and all, so
+/// that a super-frame stays one.
+fn give_back(port: &Port, arena: &Arena, at: usize, len: usize, counters: &WorkerCounters) {
+    counters.port_writes.add(1);
+    let frame = arena.get(at..at + len).unwrap_or_default();
+    if port.queue.write(&[IoSlice::new(frame)]).is_err() {
+        port.state.stats.drops.add(DropReason::InPortError, 1);
     }
 }
 

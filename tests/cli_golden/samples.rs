@@ -315,6 +315,7 @@ pub(crate) fn drops() -> Vec<Drops> {
         reason: name.to_owned(),
         direction,
         network: network.map(str::to_owned),
+        endpoint: name.starts_with("veth").then(|| "9f2c41d80b7e6a35".to_owned()),
         count,
         description: format!("What {name} means, one sentence."),
         hint: "`skybridge endpoints` lists who exists".to_owned(),
@@ -324,6 +325,7 @@ pub(crate) fn drops() -> Vec<Drops> {
         reason("in_truncated", Direction::Inbound, None, 0),
         reason("out_neighbor_unknown", Direction::Outbound, Some("green"), 1),
         reason("in_vtep_unknown", Direction::Inbound, None, 1204),
+        reason("veth_source_arp", Direction::Outbound, Some("blue"), 12),
     ]
 }
 
@@ -516,6 +518,7 @@ pub(crate) fn attach() -> Attach {
         netns: "c1".to_owned(),
         ips: vec![ip("198.51.100.2")],
         mac: Some(mac(2)),
+        moves: None,
         ifname: "eth0".to_owned(),
         name: Some("web".to_owned()),
         default_route: true,

@@ -108,7 +108,7 @@ const CASES: &[Case] = &[
         send(host, &other(MacAddr::BROADCAST, mac(1), 60));
     }),
     (OutFloodBudget, At::Port, |host| {
-        while host.port().budget.take(1, 0) {}
+        while host.port().budget.take(1, 1000, 0) {}
         send(host, &other(MacAddr::BROADCAST, mac(1), 60));
     }),
     (OutLinkLocalControl, At::Port, |host| send(host, &other(STP, mac(1), 60))),

@@ -1,6 +1,6 @@
 //! Tables, endpoints, drops and counters as listings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -71,6 +71,11 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
     let notes: BTreeMap<String, Attachment> =
         agent.attachments().into_iter().map(|note| (note.endpoint.clone(), note)).collect();
     let now = membership::record::now_seconds();
+    let conflicts = agent.tables.reconciler(|reconciler, _| reconciler.conflicts());
+    let losers: BTreeSet<&str> = conflicts
+        .iter()
+        .flat_map(|conflict| conflict.losers.iter().map(|(endpoint, _)| endpoint.as_str()))
+        .collect();
     agent.tables.view(|view| {
         let name_of = |id: &NetworkId| {
             view.network(id).map_or_else(|| id.to_string(), |item| item.record.name.to_string())
@@ -88,12 +93,17 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
             ips: record.ips.clone(),
             age_ms: Some(now.saturating_sub(record.created) * 1000),
             revision: (!unsaid(record)).then_some(revision),
-            state: state_of(agent, record, &notes, view.host(&record.host)),
+            state: match losers.contains(record.id.as_str()) {
+                true => types::EndpointState::Quarantined,
+                false => state_of(agent, record, &notes, view.host(&record.host)),
+            },
         };
-        // What is quarantined has no place in the tables, and must be seen all the same.
+        // What is quarantined may have no record any more, and must be seen all the same.
         let cut_off = notes.values().filter(|note| note.stage == Stage::Quarantined);
-        let cut_off: Vec<EndpointRecord> =
-            cut_off.filter_map(|note| offline::noted(agent, note)).collect();
+        let cut_off: Vec<EndpointRecord> = cut_off
+            .filter_map(|note| offline::noted(agent, note))
+            .filter(|record| view.endpoint(&record.network, &record.id).is_none())
+            .collect();
         let cut_off = cut_off.iter().map(|record| types::Endpoint {
             age_ms: None,
             revision: None,
@@ -149,6 +159,7 @@ pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
                     Direction::Outbound => types::Direction::Outbound,
                 },
                 network,
+                endpoint: None,
                 count,
                 description: reason.description().to_owned(),
                 hint: reason.hint().to_owned(),
@@ -170,29 +181,41 @@ pub(super) async fn bridge_drops(agent: &Agent) -> Vec<types::Drops> {
     let snapshot = agent.tables.reader().load_full();
     for local in agent.networks.all().await {
         let Ok(found) = crate::link::source_check::drops(&local.namespace).await else { continue };
-        let mut sums = [0u64; 4];
-        for drops in found.values() {
-            for (sum, count) in
-                sums.iter_mut().zip([drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd])
-            {
-                *sum += count;
-            }
-        }
+        let attached = agent.attachments().into_iter();
+        let endpoints: BTreeMap<String, String> = attached
+            .map(|note| (agent.networks.owner().port(&note.endpoint), note.endpoint))
+            .collect();
         let names = [
             ("veth_source_mac", "A sandbox sent a frame from a MAC that is not its own."),
             ("veth_source_arp", "A sandbox claimed an address that is not its own in ARP."),
             ("veth_source_ip", "A sandbox sent a packet from an address that is not its own."),
             ("veth_source_nd", "A sandbox claimed an address that is not its own in ND."),
         ];
-        for ((reason, description), count) in names.into_iter().zip(sums) {
-            listed.push(types::Drops {
-                reason: reason.to_owned(),
-                direction: types::Direction::Outbound,
-                network: Some(network_name(&snapshot, local.key)),
-                count,
-                description: description.to_owned(),
-                hint: "a sandbox forges addresses, or was given further ones by hand".to_owned(),
+        for (check, (reason, description)) in names.into_iter().enumerate() {
+            let mut list = |endpoint: Option<String>, count: u64| {
+                listed.push(types::Drops {
+                    reason: reason.to_owned(),
+                    direction: types::Direction::Outbound,
+                    network: Some(network_name(&snapshot, local.key)),
+                    endpoint,
+                    count,
+                    description: description.to_owned(),
+                    hint: "that endpoint's sandbox forges addresses, or was given further ones by \
+                           hand"
+                        .to_owned(),
+                });
+            };
+            let counts = found.iter().map(|(port, drops)| {
+                let counts = [drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd];
+                (port, counts.get(check).copied().unwrap_or(0))
             });
+            let counts: Vec<_> = counts.filter(|(_, count)| *count != 0).collect();
+            if counts.is_empty() {
+                list(None, 0);
+            }
+            for (port, count) in counts {
+                list(endpoints.get(port).cloned(), count);
+            }
         }
     }
     listed

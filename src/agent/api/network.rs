@@ -7,7 +7,7 @@ use fdb::{OriginKind, Place};
 use membership::ipam;
 use membership::key::{HostName, NetworkName};
 use membership::network::NetworkSpec;
-use membership::record::{Mode, NetworkRecord, RangeError, SourceCheck};
+use membership::record::{Local, Mode, NetworkOptions, NetworkRecord, RangeError, SourceCheck};
 
 use super::{Agent, Answer};
 use crate::agent::networks::TAP;
@@ -47,18 +47,9 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
     Ok(spec)
 }
 
-fn set_option(
-    options: &mut membership::record::NetworkOptions,
-    name: &str,
-    value: &str,
-) -> Answer<()> {
-    match (name.replace('-', "_").as_str(), value) {
-        ("nat_outgoing", _) => return Err(unsupported_nat()),
-        ("local", "switch") => {
-            return Err(Error::unsupported("this version leaves same-host traffic to the bridge")
-                .next_step("leave the option `local` out"));
-        }
-        _ => {}
+fn set_option(options: &mut NetworkOptions, name: &str, value: &str) -> Answer<()> {
+    if name.replace('-', "_") == "nat_outgoing" {
+        return Err(unsupported_nat());
     }
     options.set(name, value).map_err(|err| Error::bad_request(err.to_string()))
 }
@@ -79,7 +70,7 @@ pub(super) fn change(record: &mut NetworkRecord, request: &types::UpdateNetwork)
         match value {
             Some(value) => set_option(&mut record.options, name, value)?,
             None => {
-                let defaults = membership::record::NetworkOptions::default();
+                let defaults = NetworkOptions::default();
                 record
                     .options
                     .copy(name, &defaults)
@@ -223,16 +214,24 @@ fn options_in_use(record: &NetworkRecord) -> BTreeMap<String, String> {
     let options = &record.options;
     let swarm = options.compat.is_some();
     let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
+    let broadcast = options.broadcast.unwrap_or(!swarm);
     let check = match options.source_check {
         Some(SourceCheck::MacIp) => "mac+ip",
         Some(SourceCheck::Strict) => "strict",
         Some(SourceCheck::Mac) | None => "mac",
     };
+    let switched = match options.local {
+        Some(Local::Switch) => "switch",
+        Some(Local::Kernel) | None => "kernel",
+    };
     let rows = [
-        ("broadcast", options.broadcast.unwrap_or(!swarm).to_string()),
+        ("broadcast", broadcast.to_string()),
         ("compat", if swarm { "swarm" } else { "none" }.to_owned()),
+        ("flood_rate", options.flood_rate.unwrap_or(NetworkOptions::FLOOD_RATE).to_string()),
         ("flood_unknown", options.flood_unknown.unwrap_or(learning).to_string()),
         ("learning", learning.to_string()),
+        ("local", switched.to_owned()),
+        ("multicast", options.multicast.unwrap_or(broadcast).to_string()),
         ("source_check", check.to_owned()),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

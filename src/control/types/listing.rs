@@ -150,7 +150,10 @@ pub struct Drops {
     pub direction: Direction,
     /// The network's name; `None` where no network was known.
     pub network: Option<String>,
-    /// How many since the agent started.
+    /// The endpoint that sent them; `None` where it is not kept by endpoint.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// How many since the agent started; for an endpoint since it was attached, whatever agent ran.
     pub count: u64,
     /// What the reason means, one sentence.
     pub description: String,
