@@ -11,7 +11,7 @@ CARGO := cargo
 # protoc and the well-known types are needed to build the etcd client.
 BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-dev
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
-TEST_PACKAGES := etcd-client openssl
+TEST_PACKAGES := etcd-client iptables openssl
 
 # Builds run as they are; only the built programs and tests run as root.
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'

@@ -51,6 +51,7 @@ fn network(learning: bool) -> Network {
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

@@ -5,7 +5,8 @@
 //! A question for an address is answered from the tables, in the name of the endpoint that owns it,
 //! so it never crosses the underlay:
 //!
-//! - the owner is on this host: left to the owner, who hears the question through the bridge;
+//! - the owner is on this host: left to the owner, who hears the question through the bridge; so is
+//!   the network's gateway, which is on every host;
 //! - the owner is elsewhere: answered here, probes too (RFC 5227: the prober must learn that the
 //!   address is taken), unless the prober is itself the owner: duplicate detection of one's own
 //!   address stays silent;
@@ -40,6 +41,9 @@ pub fn answer(tables: &NetworkTables, frame: &[u8], reply: &mut [u8]) -> Answer 
     } else {
         return Answer::NotAsked;
     };
+    if tables.params().gateway.as_ref().is_some_and(|it| it.addresses.contains(&target)) {
+        return Answer::LeftToTarget;
+    }
     let Some(owner) = tables.neighbor(target) else { return Answer::UnknownTarget };
     if owner.mac == asker {
         return Answer::OwnProbe;

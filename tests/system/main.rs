@@ -15,6 +15,7 @@ mod ipam;
 mod join;
 mod lab;
 mod offload;
+mod outside;
 mod recovery;
 mod reload;
 mod scale;
@@ -34,6 +35,7 @@ fn main() {
     offload::register(&mut suite);
     attach::register(&mut suite);
     wire::register(&mut suite);
+    outside::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);

@@ -162,6 +162,10 @@ pub struct NetworkOptions {
     /// Whether endpoints reach the outside by masquerading; default: no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<bool>,
+    /// Whether endpoints reach their own host and hosts reach endpoints; default: as
+    /// `nat_outgoing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_access: Option<bool>,
     /// Options of later versions.
     #[serde(flatten)]
     pub other: Extra,
@@ -169,10 +173,11 @@ pub struct NetworkOptions {
 
 impl NetworkOptions {
     /// The names that [`Self::set`] takes.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "broadcast",
         "compat",
         "flood_unknown",
+        "host_access",
         "learning",
         "local",
         "nat_outgoing",
@@ -189,6 +194,7 @@ impl NetworkOptions {
             "broadcast" => self.broadcast = other.broadcast,
             "compat" => self.compat = other.compat,
             "flood_unknown" => self.flood_unknown = other.flood_unknown,
+            "host_access" => self.host_access = other.host_access,
             "learning" => self.learning = other.learning,
             "local" => self.local = other.local,
             "nat_outgoing" => self.nat_outgoing = other.nat_outgoing,
@@ -232,6 +238,7 @@ impl NetworkOptions {
                 }
             }
             "flood_unknown" => self.flood_unknown = switch("flood_unknown", value)?,
+            "host_access" => self.host_access = switch("host_access", value)?,
             "learning" => self.learning = switch("learning", value)?,
             "local" => {
                 self.local = match value {
