@@ -31,7 +31,7 @@ const GATEWAY: &str = "gateway";
 /// when the name is too long to leave room.
 #[must_use]
 pub fn host_endpoint(host: &HostName) -> Option<EndpointId> {
-    EndpointId::new(&format!("{HOST_ENDPOINT}{host}")).ok()
+    EndpointId::new(format!("{HOST_ENDPOINT}{host}")).ok()
 }
 
 /// Whether this is the endpoint of a host itself.

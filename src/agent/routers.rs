@@ -48,6 +48,8 @@ use crate::link::{self, NetNs, Netlink};
 pub const CHECK: Duration = Duration::from_secs(2);
 /// How often devices are looked at, which nobody else has a reason to touch.
 const DEVICES: Duration = Duration::from_secs(30);
+/// How long changes of the store are gathered.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// How long an agent that starts waits with changing the host's rules for attachments that it has
 /// not restored yet.
 const RESTORING: Duration = Duration::from_secs(60);
@@ -168,7 +170,11 @@ pub async fn keep(agent: Arc<Agent>) {
         let check = tokio::select! {
             _ = tick.tick() => true,
             () = agent.routers.wake.notified() => false,
-            Ok(()) = reached.changed() => false,
+            Ok(()) = reached.changed() => {
+                // What comes together is looked at together.
+                tokio::time::sleep(TOGETHER).await;
+                false
+            }
         };
         for local in agent.networks.all().await {
             settle(&agent, &local).await;
@@ -380,8 +386,15 @@ async fn write_rules_now(agent: &Agent, check: bool) -> Result<(), link::Error> 
         return Ok(());
     }
     if rules.ways.is_empty() {
-        firewall::remove(&host, owner).await?;
-        permission::remove(&host, owner).await?;
+        let removed = async {
+            firewall::remove(&host, owner).await?;
+            permission::remove(&host, owner).await
+        };
+        match removed.await {
+            // Nothing of this run is there, and without nft nothing of an earlier one.
+            Err(link::Error::Nft { .. }) if written.rules.is_none() => {}
+            removed => drop(removed?),
+        }
         agent.routers.note(|host| *host = Host::default());
         written.rules = Some(rules);
         return Ok(());
@@ -468,8 +481,9 @@ pub async fn settle_own_endpoints(agent: &Agent) {
     let noted = agent.attachments().into_iter().filter(|note| note.stage != Stage::Detaching);
     let noted: BTreeSet<String> = noted.map(|note| note.network).collect();
     let left: Vec<NetworkId> = agent.tables.view(|view| {
-        view.endpoints()
-            .filter(|item| item.record.id == id && item.record.host == agent.name)
+        view.networks()
+            .filter_map(|network| view.endpoint(&network.record.id, &id))
+            .filter(|item| item.record.host == agent.name)
             .filter(|item| item.record.incarnation <= agent.incarnation())
             .map(|item| item.record.network.clone())
             .collect()

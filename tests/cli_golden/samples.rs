@@ -120,7 +120,13 @@ pub(crate) fn failed_network() -> NetworkDetail {
     detail.host_access = false;
     detail.labels.clear();
     let reason = Some("cannot make the bridge: Operation not permitted".to_owned());
-    detail.local = detail.local.map(|local| LocalNetwork { reason, ..local });
+    detail.local = detail.local.map(|local| LocalNetwork {
+        reason,
+        host_ips: Vec::new(),
+        uplink: None,
+        uplink_addresses: Vec::new(),
+        ..local
+    });
     detail
 }
 

@@ -593,8 +593,18 @@ fn large_packets() {
                 assert!(text.contains("1300"), "no word of the MTU for {family:?}: {text}");
             }
             let how = Tcp { bytes: 5_000_000, streams: 1, odd_sizes: true };
-            let transfer = traffic::tcp(&lab, &inside, &there, family, how);
-            let _ = transfer;
+            traffic::tcp(&lab, &inside, &there, family, how);
         }
+        // The network's MTU goes on to all that leads out of it.
+        let _ = agent.cli(&["network", "update", GREEN, "--mtu", "1290"]);
+        let ends = [(lab.host(1).netns(), uplink[0].as_str()), (inside.netns(), "eth0")];
+        for (netns, link) in ends {
+            wait_until("the new MTU", SOON, || {
+                let found = netns.ip_json(&format!("link show dev {link}"));
+                (found[0]["mtu"].as_u64() == Some(1290)).then_some(())
+            });
+        }
+        let how = Tcp { bytes: 1_000_000, streams: 1, odd_sizes: true };
+        traffic::tcp(&lab, &inside, &there, Family::V4, how);
     }
 }

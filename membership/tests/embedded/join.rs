@@ -16,7 +16,7 @@ use membership::pki::{Facts, Files, Fingerprint, Joined};
 use membership::store::{Store, StoreConfig, TlsFiles};
 use tempfile::TempDir;
 
-use super::harness::{DEADLINE, LOOPBACK};
+use super::harness::DEADLINE;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

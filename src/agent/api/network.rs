@@ -54,12 +54,9 @@ fn set_option(
     name: &str,
     value: &str,
 ) -> Answer<()> {
-    match (name.replace('-', "_").as_str(), value) {
-        ("local", "switch") => {
-            return Err(Error::unsupported("this version leaves same-host traffic to the bridge")
-                .next_step("leave the option `local` out"));
-        }
-        _ => {}
+    if (name.replace('-', "_").as_str(), value) == ("local", "switch") {
+        return Err(Error::unsupported("this version leaves same-host traffic to the bridge")
+            .next_step("leave the option `local` out"));
     }
     options.set(name, value).map_err(|err| Error::bad_request(err.to_string()))
 }
