@@ -32,6 +32,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
 pub use flags::Flags;
 pub use keys::{KEYS, Key, example};
 pub(crate) use parse::{duration, duration_text};
@@ -214,6 +216,15 @@ pub struct Datapath {
     pub disable: BTreeSet<Capability>,
 }
 
+/// The ways out of networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Where the IPv4 addresses of their two ends come from.
+    pub ipv4: Ipv4Net,
+    /// Where the IPv6 addresses of their two ends come from.
+    pub ipv6: Ipv6Net,
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -245,6 +256,8 @@ pub struct Config {
     pub store: Store,
     /// The datapath.
     pub datapath: Datapath,
+    /// The ways out of networks.
+    pub uplink: Uplink,
     /// Where the agent keeps its state; names of pins and devices derive from it.
     pub state_dir: PathBuf,
     /// The control socket.

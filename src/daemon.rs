@@ -30,7 +30,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use encap::MacAddr;
 use membership::embedded::Tls;
 use membership::key::HostName;
 use membership::reconcile::Defaults;
@@ -46,7 +45,7 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish, routers};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -233,7 +232,9 @@ async fn serve(
     };
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
-    let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
+    let router_mac = routers::router_mac(identity.id.as_str());
+    let workers = datapath.config().workers;
+    let networks = Networks::new(owner, workers, port_offload(&config), router_mac);
     let wanted = WatchConfig { grace: republish::grace(&config), ..WatchConfig::default() };
     let watch = Watch::start(store.clone(), wanted, known);
     let host = host_record(&name, &identity, &vteps, underlay_mtu);
@@ -297,6 +298,7 @@ async fn serve(
     ended.spawn(crate::agent::reserve::keep(Arc::clone(&agent)));
     ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
     ended.spawn(crate::agent::underlay::follow(Arc::clone(&agent), Arc::clone(&session), host));
+    ended.spawn(routers::keep(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {
@@ -380,7 +382,7 @@ fn host_record(
     vteps: &[VtepRecord],
     underlay_mtu: u16,
 ) -> HostRecord {
-    let router_mac = router_mac(identity.id.as_str());
+    let router_mac = routers::router_mac(identity.id.as_str());
     let mut host =
         HostRecord::new(name.clone(), identity.id.clone(), identity.incarnation, router_mac);
     host.boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -390,16 +392,6 @@ fn host_record(
     host.software = concat!("skybridge ", env!("CARGO_PKG_VERSION")).to_owned();
     host.vteps = vteps.to_vec();
     host
-}
-
-/// The MAC of frames that this host routes: stable for a host, locally administered.
-fn router_mac(id: &str) -> MacAddr {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in id.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    let [a, b, c, d, e, ..] = hash.to_be_bytes();
-    MacAddr([0x06, a, b, c, d, e])
 }
 
 /// Learned addresses are confirmed well before they age, and not more often than is of use.

@@ -58,7 +58,7 @@ impl World {
     }
 
     fn wanted(&self) -> NetworkLink {
-        NetworkLink { pin: self.owner.pin("net"), mtu: MTU, bridge_mac: BRIDGE_MAC }
+        NetworkLink { pin: self.owner.pin("net"), mtu: MTU, router: false, bridge_mac: BRIDGE_MAC }
     }
 
     async fn network(&self) -> NetworkNs {

@@ -215,6 +215,7 @@ impl Subject for Fdb {
             source_check: SourceCheck::Strict,
             df: true,
             switch_local: false,
+            gateway: None,
         };
         writer.apply(Delta::PutNetwork { key: NETWORK, network });
         writer.publish();

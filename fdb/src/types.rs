@@ -108,6 +108,17 @@ pub struct Network {
     pub df: bool,
     /// Whether frames between two containers of this host go through the switch.
     pub switch_local: bool,
+    /// What every host with endpoints of this network answers to by itself, if anything.
+    pub gateway: Option<Gateway>,
+}
+
+/// A network's gateway: the same on every host, so nothing of it may cross between hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses, with the link-local one where it has IPv6.
+    pub addresses: Box<[IpAddr]>,
 }
 
 /// Where a MAC is.

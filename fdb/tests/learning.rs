@@ -53,6 +53,7 @@ fn network(learning: bool) -> Network {
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

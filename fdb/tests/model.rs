@@ -369,6 +369,7 @@ fn network() -> impl Strategy<Value = Network> {
             source_check: SourceCheck::Strict,
             df: true,
             switch_local: false,
+            gateway: None,
         }
     })
 }

@@ -30,6 +30,7 @@ fn network(mtu: u16) -> Network {
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

@@ -34,6 +34,7 @@ on_each_store!(
     networks_are_changed_and_removed,
     released_addresses_rest,
     reserved_addresses_are_their_hosts,
+    routed_networks_do_not_overlap,
     static_vteps,
     vnis_are_given_out_once,
 );
@@ -157,6 +158,34 @@ async fn networks_are_changed_and_removed(_: Backend, world: World) {
         network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap().vni,
         created.vni
     );
+}
+
+async fn routed_networks_do_not_overlap(_: Backend, world: World) {
+    let store = world.store();
+    let mut routed = spec("out", &["192.0.2.0/24"]);
+    routed.options.nat_outgoing = Some(true);
+    let error = network::create(&store, &routed).await.unwrap_err();
+    assert!(matches!(error, network::Error::NoGateway("nat_outgoing")), "{error}");
+    routed.gateways = vec![ip("192.0.2.1")];
+    network::create(&store, &routed).await.unwrap();
+    let mut other = spec("other", &["192.0.2.128/25", "2001:db8::/64"]);
+    other.gateways = vec![ip("192.0.2.129")];
+    other.options.host_access = Some(true);
+    let error = network::create(&store, &other).await.unwrap_err();
+    assert!(error.to_string().contains("192.0.2.0/24 of network out"), "{error}");
+    other.options.host_access = None;
+    network::create(&store, &other).await.unwrap();
+    let on = |wanted: &'static str| {
+        network::update(&store, wanted, |record| {
+            record.options.nat_outgoing = Some(true);
+            Ok(())
+        })
+    };
+    let error = on("other").await.unwrap_err();
+    assert!(matches!(error, network::Error::Overlap { .. }), "{error}");
+    // What overlaps with nothing any more may.
+    network::remove(&store, "out", false).await.unwrap();
+    assert_eq!(on("other").await.unwrap().options.nat_outgoing, Some(true));
 }
 
 async fn static_vteps(_: Backend, world: World) {

@@ -20,6 +20,7 @@
 //!   told, notices sandboxes that are gone;
 //! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
 //! - *underlay* ([`underlay`]): follows this host's own interfaces;
+//! - *keep* gateways and uplinks ([`routers`]) as they shall be, and the host's rules with them;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
@@ -34,6 +35,7 @@ mod guards;
 pub mod networks;
 pub mod republish;
 pub mod reserve;
+pub mod routers;
 pub mod state;
 pub mod store;
 pub mod tables;
@@ -63,6 +65,7 @@ use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
 use networks::Networks;
 use reserve::Book;
+use routers::Routers;
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
 
@@ -105,6 +108,8 @@ pub struct Agent {
     pub networks: Networks,
     /// Addresses to attach with while the store is away.
     pub reserve: Book,
+    /// The ways out of networks.
+    pub routers: Routers,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -179,6 +184,7 @@ impl Agent {
         let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
             reserve,
+            routers: Routers::default(),
             name: parts.name,
             id: parts.id,
             config: parts.config,

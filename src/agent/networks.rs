@@ -20,9 +20,11 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use encap::MacAddr;
 use fdb::NetworkKey;
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::record::NetworkRecord;
 
+use super::routers::RouterState;
 use super::tables::Tables;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
@@ -48,6 +50,8 @@ pub struct LocalNetwork {
     /// The ports whose sources this run has had checked, by endpoint; `None` until all of them have
     /// been looked at once. Held while the checks change, or who carries local frames.
     pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, Guarded>>>,
+    /// Gateway and uplink. Held while they change.
+    pub(super) router: tokio::sync::Mutex<RouterState>,
     mtu: AtomicU16,
     switched: AtomicBool,
 }
@@ -87,14 +91,22 @@ pub struct Networks {
     owner: Owner,
     workers: usize,
     offload: PortOffload,
+    router_mac: MacAddr,
     held: tokio::sync::Mutex<HashMap<NetworkId, Held>>,
 }
 
 impl Networks {
-    /// `workers` queues per port, each with at most `offload`.
+    /// `workers` queues per port, each with at most `offload`; `router_mac` is that of frames which
+    /// this host routes.
     #[must_use]
-    pub fn new(owner: Owner, workers: usize, offload: PortOffload) -> Self {
-        Self { owner, workers, offload, held: tokio::sync::Mutex::new(HashMap::new()) }
+    pub fn new(owner: Owner, workers: usize, offload: PortOffload, router_mac: MacAddr) -> Self {
+        Self { owner, workers, offload, router_mac, held: tokio::sync::Mutex::default() }
+    }
+
+    /// The MAC of frames that this host routes.
+    #[must_use]
+    pub fn router_mac(&self) -> MacAddr {
+        self.router_mac
     }
 
     /// Whose devices these are.
@@ -209,10 +221,16 @@ impl Networks {
         datapath: &Datapath,
     ) -> Result<LocalNetwork, Error> {
         let mtu = tables.network_mtu(&record.id);
+        let router = !gateway::own(record).is_empty();
         let wanted = NetworkLink {
             pin: self.pin(&record.id),
             mtu: u32::from(mtu),
-            bridge_mac: bridge_mac(self.owner.hash(), record.id.as_str()),
+            router,
+            bridge_mac: if router {
+                self.router_mac
+            } else {
+                bridge_mac(self.owner.hash(), record.id.as_str())
+            },
         };
         let namespace = link::network::ensure(&wanted).await.map_err(|e| super::link_error(&e))?;
         let opened =
@@ -246,6 +264,7 @@ impl Networks {
             offload,
             queues: count,
             guarded: tokio::sync::Mutex::default(),
+            router: tokio::sync::Mutex::default(),
             mtu: AtomicU16::new(mtu),
             switched: AtomicBool::new(switched),
         })

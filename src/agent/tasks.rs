@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::session;
 use membership::view::Journal;
@@ -401,6 +402,8 @@ pub async fn remove_orphans(agent: &Agent) {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)
             .filter(|item| item.record.incarnation <= agent.incarnation())
+            // Those of the host itself have no note ([`super::routers`]).
+            .filter(|item| !gateway::is_host_endpoint(&item.record.id))
             .map(|item| Arc::clone(&item.record))
             .collect()
     });
@@ -482,6 +485,7 @@ pub async fn settle_mtus(agent: &Agent) {
             sandboxes().await;
         }
         local.set_mtu(wanted);
+        agent.routers.wake();
         tracing::info!(network = %local.id, before, mtu = wanted, "the network's MTU changed");
     }
 }

@@ -210,17 +210,23 @@ Options (--option KEY=VALUE), each with its default:
   compat=none          swarm: behave like Docker Swarm's overlay (outer DF clear, no broadcast)
   learning=false       learn MACs from received frames; true where the network has static VTEPs
   flood_unknown=false  send frames for unknown MACs to every VTEP; true where the network learns
+  nat_outgoing=false   endpoints reach the world, masqueraded; needs a gateway
+  host_access=false    endpoints reach their host, hosts reach endpoints; true with nat_outgoing
   source_check=mac     what a received source is checked for: mac, mac+ip, or strict (known MACs only)
 
-This version routes nothing itself: a gateway is the address of a router of yours behind a static
-VTEP, and no endpoint gets it.";
+A gateway is the network's router: every host answers for it to its own endpoints, with one MAC, and
+`attach --default-route` routes through it. Where a static VTEP has that address (`network vtep add
+--mac MAC=IP`), the router there is the gateway, and hosts answer for nothing.
+
+Networks with nat_outgoing or host_access have routes in their hosts, so their subnets must not
+overlap with those of another such network. Any others may.";
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
       skybridge network create blue --subnet 198.51.100.0/24
-  Both families, a VNI of your own, a router of yours behind a static VTEP:
+  Both families, a VNI of your own, a gateway, and a way to the world:
       skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
-          --gateway 203.0.113.1 --gateway 2001:db8:53::1
+          --gateway 203.0.113.1 --gateway 2001:db8:53::1 --nat-outgoing
   Only known MACs may send:
       skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict";
 
@@ -243,6 +249,9 @@ pub(super) const UPDATE_EXAMPLES: &str = "\
 Examples:
       skybridge network update blue --mtu 1400
       skybridge network update blue --option source_check=strict --label team=web
+  The world, but not the host; and no more:
+      skybridge network update blue --nat-outgoing --option host_access=false
+      skybridge network update blue --nat-outgoing=false
   Back to the option's default, and no label:
       skybridge network update blue --option source_check --label team";
 

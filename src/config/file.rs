@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) user: User,
     pub(super) session: Session,
     pub(super) datapath: Datapath,
+    pub(super) uplink: Uplink,
     pub(super) log: Log,
 }
 
@@ -67,6 +68,13 @@ pub(super) struct Datapath {
     pub(super) learned_age: Value<String>,
     pub(super) nice: Value<i64>,
     pub(super) disable: Value<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Uplink {
+    pub(super) ipv4: Value<String>,
+    pub(super) ipv6: Value<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

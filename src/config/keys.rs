@@ -176,6 +176,20 @@ pub const KEYS: &[Key] = &[
          coalesce, multiqueue.",
     ),
     key(
+        "uplink.ipv4",
+        r#""169.254.64.0/18""#,
+        r#""169.254.64.0/18""#,
+        "Where the IPv4 addresses of uplinks come from, two for each network with nat_outgoing or \
+         host_access on this host. Only the two ends of an uplink use them; no interface of the \
+         host or of a network may have an address of it.",
+    ),
+    key(
+        "uplink.ipv6",
+        r#""fdb1:5c7e:d42::/64""#,
+        r#""fdb1:5c7e:d42::/64""#,
+        "Where the IPv6 addresses of uplinks come from.",
+    ),
+    key(
         "log.level",
         r#""info""#,
         r#""info""#,

@@ -74,6 +74,9 @@ reasons! {
     OutSourceNotLocal = "out_source_not_local", Outbound,
         "The source MAC belongs to an endpoint of another host.",
         "an endpoint moved and the old sandbox still sends, or a sandbox forges its address";
+    OutGateway = "out_gateway", Outbound,
+        "A frame from or to the MAC of the network's gateway, which every host has for its own sandboxes.",
+        "normal for a moment while a gateway is set up; lasting: `skybridge status` shows the uplinks";
     OutDestinationLocal = "out_destination_local", Outbound,
         "The destination is an endpoint of this host, whose bridge delivers it.",
         "normal for a moment after an attach; `skybridge fdb` shows the entry";
@@ -132,6 +135,9 @@ reasons! {
     InSourceInvalid = "in_source_invalid", Inbound,
         "The inner source MAC is zero or a group address.",
         "the sending VTEP forwards crafted frames";
+    InGateway = "in_gateway", Inbound,
+        "A frame from another host from or to the MAC of the network's gateway, or with its address as the source.",
+        "a forgery behind that VTEP, or a router there with the gateway's address: `skybridge network vtep add --mac MAC=IP` tells of one";
     InSourceOwn = "in_source_own", Inbound,
         "The inner source MAC is an endpoint of this host: a loop, a forgery, or a move not yet known.",
         "`skybridge endpoints` shows where the MAC lives";

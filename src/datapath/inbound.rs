@@ -7,7 +7,7 @@
 //!     │ outer source ─► known VTEP
 //!     │ train ─► elements (one VXLAN header and inner frame each; or one inner super-frame)
 //!     │    VNI and port ─► network, VTEP admitted
-//!     │    inner source MAC ─► owned by that VTEP, or by nobody yet
+//!     │    inner source MAC ─► owned by that VTEP, or by nobody yet; never the gateway's
 //!     │    ARP and ND ─► nothing that contradicts the tables
 //!     │    inner destination MAC ─► an endpoint here, or a group
 //!     │    ECN combined (RFC 6040)
@@ -231,6 +231,11 @@ impl Inbound {
                 self.passed = Some(passing);
             }
         }
+        if let Some(gateway) = &params.gateway
+            && inner::claims(frame, &gateway.addresses)
+        {
+            return Err(DropReason::InGateway);
+        }
         if params.source_check == SourceCheck::MacIp
             && let Some(address) = inner::source_address(frame)
             && let Some(owner) = tables.neighbor(address)
@@ -268,6 +273,11 @@ impl Inbound {
         }
         if !source.is_unicast() {
             return Err(DropReason::InSourceInvalid);
+        }
+        if let Some(gateway) = &params.gateway
+            && (source == gateway.mac || destination == gateway.mac)
+        {
+            return Err(DropReason::InGateway);
         }
         match tables.mac(source).copied() {
             None if params.learning => self.learn(turn, network, source, vtep),

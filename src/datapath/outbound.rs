@@ -144,6 +144,11 @@ impl Outbound {
         if !source.is_unicast() {
             return drop(DropReason::OutSourceInvalid);
         }
+        if let Some(gateway) = &tables.params().gateway
+            && (source == gateway.mac || destination == gateway.mac)
+        {
+            return drop(DropReason::OutGateway);
+        }
         if let Some(entry) = tables.mac(source)
             && entry.place != Place::Local
         {

@@ -7,6 +7,7 @@
 //!
 //! - the owner is on this host: left to the owner, who hears the question through the bridge; where
 //!   the switch carries local frames the owner does not hear it, and it is answered as the next;
+//! - the network's gateway, which is on every host: left to it;
 //! - the owner is elsewhere: answered here, probes too (RFC 5227: the prober must learn that the
 //!   address is taken), unless the prober is itself the owner: duplicate detection of one's own
 //!   address stays silent;
@@ -45,6 +46,9 @@ pub fn answer(tables: &NetworkTables, frame: &[u8], everyone: bool, reply: &mut 
     } else {
         return Answer::NotAsked;
     };
+    if tables.params().gateway.as_ref().is_some_and(|it| it.addresses.contains(&target)) {
+        return Answer::LeftToTarget;
+    }
     let Some((mac, place)) = owner(tables, target) else { return Answer::UnknownTarget };
     if mac == asker {
         return Answer::OwnProbe;

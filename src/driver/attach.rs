@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use fdb::Revision;
 use ipnet::IpNet;
 use membership::endpoint::{self, EndpointSpec};
+use membership::gateway;
 use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
 use membership::watch::WatchStatus;
@@ -37,6 +38,7 @@ use membership::watch::WatchStatus;
 use super::offline;
 use crate::agent::networks::LocalNetwork;
 use crate::agent::reserve::Taken;
+use crate::agent::routers;
 use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
@@ -112,6 +114,13 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
     let replaces = move_here(agent, &network, &mut request, away.as_deref())?;
+    if request.mac.is_some() && request.mac == gateway::mac(&network) {
+        return Err(Error::conflict(format!(
+            "the gateway of network {} has that MAC",
+            network.name
+        ))
+        .next_step("ask for another MAC, or leave --mac out"));
+    }
     membership::ipam::check_wanted(&network, &request.ips)
         .map_err(|err| endpoint_error(&err.into()))?;
     let taken = agent.reserve.take(&network, &request.ips);
@@ -120,23 +129,28 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
     }
     let id = EndpointId::random();
     let local = agent.networks.hold(&network, id.as_str(), &agent.tables, &agent.datapath).await?;
+    routers::settle(agent, &local).await;
     let asked = Asked { request: &request, network: &network, id: id.clone(), replaces, away };
     let attached = attach_held(agent, &asked, &local, sandbox, taken).await;
     agent.reserve.wake();
     match attached {
-        Ok((record, ips, queued)) => Ok(types::Attachment {
-            endpoint: record.id.to_string(),
-            name: record.name.clone(),
-            network: network.name.to_string(),
-            ips,
-            mac: record.mac,
-            ifname: request.ifname.clone(),
-            mtu: local.mtu(),
-            gateways: gateways(&request, &network),
-            host: agent.name.to_string(),
-            elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
-            queued,
-        }),
+        Ok((record, ips, queued)) => {
+            // The host's own endpoint, if it is to have one, is not waited for.
+            agent.routers.wake();
+            Ok(types::Attachment {
+                endpoint: record.id.to_string(),
+                name: record.name.clone(),
+                network: network.name.to_string(),
+                ips,
+                mac: record.mac,
+                ifname: request.ifname.clone(),
+                mtu: local.mtu(),
+                gateways: gateways(&request, &network),
+                host: agent.name.to_string(),
+                elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
+                queued,
+            })
+        }
         Err(error) => {
             let _ = release(agent, &network.id, id.as_str()).await;
             Err(error)
@@ -145,7 +159,9 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
 }
 
 async fn release(agent: &Agent, network: &NetworkId, endpoint: &str) -> Result<(), Error> {
-    agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await
+    let released = agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await;
+    routers::released(agent, network).await;
+    released
 }
 
 /// What an attach is about.
@@ -318,6 +334,8 @@ pub async fn detach(agent: &Agent, request: Detach) -> Result<Vec<Detached>, Err
 pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached, Error> {
     take_down(agent, &mut note).await?;
     let queued = !forget(agent, &note).await;
+    // With the last attachment the host itself leaves, before anybody removes the network.
+    routers::settle_own_endpoints(agent).await;
     tracing::info!(network = %note.network_name, endpoint = %note.endpoint, queued, "detached");
     Ok(Detached {
         endpoint: note.endpoint,
@@ -380,6 +398,7 @@ pub async fn restore(
     let sandbox = open_sandbox(&note.sandbox)?;
     let local =
         agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
+    routers::settle(agent, &local).await;
     let restored = async {
         let wanted = plug_of(note, &local, sandbox);
         let owner = agent.networks.owner();

@@ -13,12 +13,10 @@ use super::view::{BridgeView, FdbEntry, Kind, Link, PortView};
 use super::{Error, NetNs, Netlink, Pinned, netns, run_in, sysctl};
 
 /// Settings of the whole namespace, in the order they are written: what could touch a frame first.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
-    ("net/ipv4/ip_forward", "0"),
-    ("net/ipv6/conf/all/forwarding", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/autoconf", "0"),
     // Devices made from here on start without IPv6, the TAP that a worker opens included.
@@ -31,6 +29,10 @@ const SETTINGS: [(&str, &str); 8] = [
 /// to the sockets that sent it, so super-frames do not make it a memory of its own.
 pub const TAP_QUEUE_FRAMES: u32 = 1000;
 
+/// Where there is no gateway, which routes ([`super::router`]).
+const NO_ROUTER: [(&str, &str); 2] =
+    [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/forwarding", "0")];
+
 /// What a network's namespace is to be like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkLink {
@@ -38,6 +40,8 @@ pub struct NetworkLink {
     pub pin: PathBuf,
     /// IP MTU of bridge and ports, in bytes.
     pub mtu: u32,
+    /// Whether it has a gateway: then forwarding, and IPv6 on the bridge, are [`super::router`]'s.
+    pub router: bool,
     /// MAC of the bridge; fixed, so that it does not change with the ports.
     pub bridge_mac: MacAddr,
 }
@@ -87,7 +91,9 @@ async fn settle(
     pinned: Pinned,
 ) -> Result<NetworkNs, Error> {
     run_in(namespace, || {
-        SETTINGS.iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop))
+        let plain = NO_ROUTER.iter().filter(|_| !wanted.router);
+        let all = SETTINGS.iter().chain(plain);
+        all.into_iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop))
     })??;
     let netlink = Netlink::open(namespace)?;
     let links = netlink.links().await?;
@@ -96,7 +102,8 @@ async fn settle(
     }
     let bridge = settle_bridge(&netlink, wanted, links.iter().find(|l| l.name == BRIDGE)).await?;
     let ports = links.iter().filter(|link| link.master == Some(bridge.index));
-    silence(namespace, ports.chain([&bridge]))?;
+    let silent = (!wanted.router).then_some(&bridge);
+    silence(namespace, ports.chain(silent))?;
     if !bridge.up {
         netlink.set(&bridge, Vec::new(), Some(true)).await?;
     }

@@ -30,14 +30,13 @@ mod script;
 pub use script::PORTS_MAX;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
 use encap::MacAddr;
 use serde_json::Value;
 
-use super::{Error, NetNs, NetworkNs, run_in};
+use super::nft::{in_namespace, nft, objects};
+use super::{Error, NetworkNs};
 
 /// Who carries what a port sends to the ports beside it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -175,18 +174,6 @@ pub async fn drops(network: &NetworkNs) -> Result<BTreeMap<String, Drops>, Error
     .await
 }
 
-/// Runs `work` in the namespace without holding up the runtime's workers: nft takes milliseconds.
-async fn in_namespace<T: Send + 'static>(
-    namespace: &NetNs,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let namespace = namespace.clone();
-    match tokio::task::spawn_blocking(move || run_in(&namespace, work)).await {
-        Ok(result) => result?,
-        Err(error) => Err(Error::Thread(error.into())),
-    }
-}
-
 /// The ports' chains that are there.
 fn present() -> Result<Present, Error> {
     let mut present = Present::default();
@@ -208,45 +195,10 @@ fn present() -> Result<Present, Error> {
 fn listing() -> Result<Vec<Value>, Error> {
     let doing = "read the source check";
     // Unlike `list table NAME` this succeeds without the table.
-    let text = nft(doing, &["-j", "list", "ruleset"], "")?;
-    let unreadable = |_| Error::Nft { doing, reason: "its answer is not JSON".into() };
-    let mut answer: Value = serde_json::from_str(&text).map_err(unreadable)?;
-    let objects = match answer.get_mut("nftables").map(Value::take) {
-        Some(Value::Array(objects)) => objects,
-        _ => Vec::new(),
-    };
+    let objects = objects(doing, &["-j", "list", "ruleset"])?;
     let ours = |object: &Value| {
         let inside = object.as_object().and_then(|map| map.values().next());
         inside.and_then(|value| value.get("table")).and_then(Value::as_str) == Some("skybridge")
     };
     Ok(objects.into_iter().filter(ours).collect())
-}
-
-/// Runs nft in the calling thread's namespace and gives its output.
-fn nft(doing: &'static str, arguments: &[&str], input: &str) -> Result<String, Error> {
-    let failed = |error: std::io::Error| {
-        let reason = match error.kind() {
-            std::io::ErrorKind::NotFound => "the program is not installed; install nftables".into(),
-            _ => error.to_string(),
-        };
-        Error::Nft { doing, reason }
-    };
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    // nft reads all of its input before it writes.
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().map_err(failed)?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr);
-        let first = message.lines().next().unwrap_or("it gave no message").to_owned();
-        return Err(Error::Nft { doing, reason: first });
-    }
-    written.map_err(failed)?;
-    String::from_utf8(output.stdout)
-        .map_err(|_| Error::Nft { doing, reason: "its answer is not text".into() })
 }

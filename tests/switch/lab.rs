@@ -86,6 +86,7 @@ pub fn network(key: NetworkKey) -> Network {
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

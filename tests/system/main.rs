@@ -23,6 +23,7 @@ mod local;
 mod manager;
 mod moves;
 mod offload;
+mod outside;
 mod ovs;
 mod privileges;
 mod recovery;
@@ -52,6 +53,7 @@ fn main() {
     local::register(&mut suite);
     moves::register(&mut suite);
     flood::register(&mut suite);
+    outside::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);

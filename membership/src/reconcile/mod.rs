@@ -36,6 +36,7 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, SourceCheck, VtepKey};
 use serde::Serialize;
 
+use crate::gateway;
 use crate::key::{EndpointId, HostName, NetworkId};
 use crate::record::{Compat, Local, NetworkOptions, NetworkRecord, VtepRecord};
 use crate::view::{Change, View};
@@ -322,6 +323,7 @@ impl Reconciler {
             source_check: options.source_check.map_or(SourceCheck::Mac, Into::into),
             df: !swarm,
             switch_local: options.local == Some(Local::Switch),
+            gateway: gateway::of_tables(record),
         }
     }
 

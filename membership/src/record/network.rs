@@ -169,6 +169,10 @@ pub struct NetworkOptions {
     /// Whether endpoints reach the outside by masquerading; default: no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<bool>,
+    /// Whether endpoints reach their own host and hosts reach endpoints; default: as
+    /// `nat_outgoing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_access: Option<bool>,
     /// Options of later versions.
     #[serde(flatten)]
     pub other: Extra,
@@ -181,11 +185,12 @@ impl NetworkOptions {
     pub const FLOOD_RATE_MAX: u32 = 10_000_000;
 
     /// The names that [`Self::set`] takes.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "broadcast",
         "compat",
         "flood_rate",
         "flood_unknown",
+        "host_access",
         "learning",
         "local",
         "multicast",
@@ -204,6 +209,7 @@ impl NetworkOptions {
             "compat" => self.compat = other.compat,
             "flood_rate" => self.flood_rate = other.flood_rate,
             "flood_unknown" => self.flood_unknown = other.flood_unknown,
+            "host_access" => self.host_access = other.host_access,
             "learning" => self.learning = other.learning,
             "local" => self.local = other.local,
             "multicast" => self.multicast = other.multicast,
@@ -255,6 +261,7 @@ impl NetworkOptions {
                 );
             }
             "flood_unknown" => self.flood_unknown = switch("flood_unknown", value)?,
+            "host_access" => self.host_access = switch("host_access", value)?,
             "learning" => self.learning = switch("learning", value)?,
             "local" => {
                 self.local = match value {

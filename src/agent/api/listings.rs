@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fdb::{NetworkKey, Origin, Place, Snapshot};
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::record::{EndpointRecord, NetworkRecord};
 
@@ -132,6 +133,7 @@ fn state_of(
             Some((Stage::Attached, Publication::Done)) => types::EndpointState::Attached,
             Some((Stage::Attached, _)) => types::EndpointState::Queued,
             Some((Stage::Quarantined, _)) => types::EndpointState::Quarantined,
+            None if gateway::is_host_endpoint(&record.id) => types::EndpointState::Attached,
             Some((Stage::Detaching, _)) | None => types::EndpointState::Detaching,
         };
     }

@@ -23,7 +23,7 @@ pub use network::{
     Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
-    Convergence, Datapath, Latency, Listing, Offload, OffloadState, Reload, Session, SessionState,
-    Status, Store, StoreState, Warning,
+    Convergence, Datapath, Latency, Listing, Offload, OffloadState, Outside, Reload, Session,
+    SessionState, Status, Store, StoreState, Warning,
 };
 pub use store::{MakeToken, StoreAccess, Token};

@@ -23,6 +23,8 @@ pub enum Cap {
     Etcdctl,
     /// `ethtool` is installed.
     Ethtool,
+    /// `iptables`, as it speaks to nftables.
+    Iptables,
     /// The kernel's bridge and veth devices, and iproute2.
     Links,
     /// `openssl` is installed.
@@ -51,6 +53,7 @@ impl Cap {
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
             Self::Ethtool => "ethtool",
+            Self::Iptables => "iptables",
             Self::Links => "links",
             Self::Nft => "nft",
             Self::Openssl => "openssl",
@@ -80,6 +83,10 @@ impl Cap {
             Self::Ethtool => {
                 works(Command::new("ethtool").arg("--version"), "ethtool is not installed")
             }
+            Self::Iptables => works(
+                Command::new("iptables-nft").arg("--version"),
+                "iptables-nft is not installed",
+            ),
             Self::Links => in_namespace(&[
                 "link add probe0 type veth peer name probe1",
                 "link add probe2 type bridge mcast_snooping 0",
