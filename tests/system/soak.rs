@@ -18,8 +18,11 @@ use crate::support::{DUAL, NETWORK, WITH_ETCD, carry, containers, measured};
 const SECONDS: &str = "SKYBRIDGE_SOAK_SECONDS";
 /// The length without it.
 const SHORT: u64 = 40;
-/// How often everything is measured, at most.
+/// Rounds of the warm-up, and from one restart of the store to the next.
 const ROUNDS_BETWEEN: u32 = 4;
+/// The least time of a round: an address rests for a minute after its release, and a subnet of 254
+/// must not be used up by those.
+const ROUND: Duration = Duration::from_secs(2);
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.test("soak::churn", WITH_ETCD, churn);
@@ -157,6 +160,7 @@ fn churn() {
     let sandboxes: Vec<_> = (0..6).map(|at| lab.sandbox(&format!("s{at}"))).collect();
     let mut rounds = 0_u32;
     let mut round = |restart_store: bool| {
+        let begun = Instant::now();
         rounds += 1;
         let agent = &agents[rounds as usize % 2];
         let short = format!("short{}", rounds % 8);
@@ -187,6 +191,7 @@ fn churn() {
         wait_until("the network can go", Duration::from_secs(60), || {
             agent.try_cli(&["network", "rm", &short]).status.success().then_some(())
         });
+        std::thread::sleep(ROUND.saturating_sub(begun.elapsed()));
     };
     // Warm: every table, thread pool and allocator has seen its share.
     for warm in 0..ROUNDS_BETWEEN {

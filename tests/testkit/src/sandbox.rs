@@ -8,7 +8,7 @@
 //! Emulated: `Limit*`, `UMask`, `CapabilityBoundingSet`, `NoNewPrivileges`, `SystemCallFilter` and
 //! `SystemCallErrorNumber`, `RestrictAddressFamilies`, `RestrictNamespaces`, `RestrictRealtime`,
 //! `LockPersonality`, `MemoryDenyWriteExecute`; of `RestrictSUIDSGID` the change of modes. What
-//! needs control groups or a mount namespace is not ([`NOT_EMULATED`]). A setting that is in neither
+//! needs control groups or a mount namespace is not (`NOT_EMULATED`). A setting that is in neither
 //! list is refused, so that a new one is not forgotten here.
 
 use std::collections::{BTreeMap, BTreeSet};
