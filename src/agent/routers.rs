@@ -48,6 +48,8 @@ use crate::link::{self, NetNs, Netlink};
 pub const CHECK: Duration = Duration::from_secs(2);
 /// How often devices are looked at, which nobody else has a reason to touch.
 const DEVICES: Duration = Duration::from_secs(30);
+/// How long after a failure the host's rules are looked at once more.
+const AGAIN: Duration = Duration::from_millis(300);
 /// How long changes of the store are gathered.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// How long an agent that starts waits with changing the host's rules for attachments that it has
@@ -342,7 +344,13 @@ pub async fn write_rules(agent: &Agent, check: bool) {
     if is_restoring(agent).await {
         return;
     }
-    match write_rules_now(agent, check).await {
+    let mut result = write_rules_now(agent, check).await;
+    if result.is_err() {
+        // Somebody may be reloading their rules in this moment: what was listed is gone already.
+        tokio::time::sleep(AGAIN).await;
+        result = write_rules_now(agent, check).await;
+    }
+    match result {
         Ok(()) => agent.clear_warning(RULES),
         Err(error) => agent.warn(
             RULES,

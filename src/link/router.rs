@@ -139,19 +139,21 @@ const REMOVE: &str = "add table bridge skybridge_router\ndelete table bridge sky
 /// the rest is compared first.
 ///
 /// # Errors
-/// `Nft`, `Sysctl`, `Netlink`, `Timeout`.
+/// `Nft`, with all the rest done; `Sysctl`, `Netlink`, `Timeout`.
 pub async fn settle(network: &NetworkNs, wanted: &Router, rules: bool) -> Result<(), Error> {
     let netlink = network.netlink();
     let namespace = network.namespace();
     run_in(namespace, || {
         SETTINGS.iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop))
     })??;
-    if rules {
-        // Before the first frame, so that none of the gateway's gets out.
+    // Before the first frame. Without them the switch still drops what the gateway sends to it.
+    let ruled = if rules {
         let text = wanted.rules();
         let work = move || nft("keep the gateway's frames on this host", &["-f", "-"], &text);
-        in_namespace(namespace, work).await?;
-    }
+        in_namespace(namespace, work).await.map(drop)
+    } else {
+        Ok(())
+    };
     let (gateway, port) = devices(network, wanted).await?;
     network.settle_port(&port, PortView::endpoint(false), wanted.mtu, ALIAS).await?;
     settle_fdb(network, &port, wanted.gateway_mac).await?;
@@ -200,7 +202,8 @@ pub async fn settle(network: &NetworkNs, wanted: &Router, rules: bool) -> Result
         // Last: until here nothing that is half made forwards.
         let on = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
         on.iter().try_for_each(|name| sysctl::ensure(name, "1").map(drop))
-    })?
+    })??;
+    ruled
 }
 
 /// Ends the gateway: its devices and rules go, the bridge has no addresses any more, and nothing is

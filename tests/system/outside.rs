@@ -49,6 +49,22 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [SUBNETS, GATEWAYS, more].concat()
 }
 
+/// Agents with the embedded store, whose complaints about a machine that is busy do not matter here.
+fn start(lab: &Lab, hosts: &[usize]) -> Vec<Agent> {
+    let agents = lab.start_agents(hosts, Store::Embedded, Family::V4);
+    for agent in &agents {
+        tolerate(agent);
+    }
+    agents
+}
+
+fn tolerate(agent: &Agent) {
+    // A check may also meet a reload half way, more than once when that takes long.
+    for text in ["store", "lease", "watch", "uplink-rules"] {
+        agent.allow_log(text);
+    }
+}
+
 /// What is behind a host: a namespace that knows no route to any network of ours.
 struct World {
     netns: Arc<Netns>,
@@ -124,7 +140,7 @@ fn vni(agent: &Agent) -> u32 {
 
 fn a_gateway_is_on_every_host() {
     let lab = Lab::with_hosts(2).build();
-    let agents = lab.start_agents(&[1, 2], Store::Embedded, Family::V4);
+    let agents = start(&lab, &[1, 2]);
     agents[0].create_network(GREEN, &with(&[]));
     let [a, b] =
         [0, 1].map(|at| agents[at].container(&lab, GREEN, &format!("c{at}"), &["--default-route"]));
@@ -184,7 +200,7 @@ fn a_gateway_is_on_every_host() {
 fn the_world_is_reached() {
     let lab = Lab::with_hosts(2).build();
     let world = World::behind(&lab, 1, 1500);
-    let agents = lab.start_agents(&[1, 2], Store::Embedded, Family::V4);
+    let agents = start(&lab, &[1, 2]);
     agents[0].create_network(GREEN, &with(&["--nat-outgoing"]));
     let inside = agents[0].container(&lab, GREEN, "c1", &["--default-route"]);
     reaches_world(&inside);
@@ -266,7 +282,7 @@ fn nothing_is_left(agent: &Agent) {
 
 fn hosts_are_reached() {
     let lab = Lab::with_hosts(3).build();
-    let agents = lab.start_agents(&[1, 2], Store::Embedded, Family::V4);
+    let agents = start(&lab, &[1, 2]);
     agents[0].create_network(GREEN, &with(&["--option", "host_access=true"]));
     let [a, b] =
         [0, 1].map(|at| agents[at].container(&lab, GREEN, &format!("c{at}"), &["--default-route"]));
@@ -318,7 +334,7 @@ fn hosts_are_reached() {
 fn subnets_that_overlap() {
     let lab = Lab::with_hosts(1).build();
     let world = World::behind(&lab, 1, 1500);
-    let agent = &lab.start_agents(&[1], Store::Embedded, Family::V4)[0];
+    let agent = &start(&lab, &[1])[0];
     agent.create_network(GREEN, &with(&["--nat-outgoing"]));
     let inner = ["--subnet", "198.51.100.128/25", "--gateway", "198.51.100.129"];
     for way in [&["--nat-outgoing"][..], &["--option", "host_access=true"]] {
@@ -452,7 +468,7 @@ fn a_firewall_that_drops(firewall: Firewall) {
     let _world = World::behind(&lab, 1, 1500);
     let host = lab.host(1).netns();
     firewall.load(host);
-    let agent = &lab.start_agents(&[1], Store::Embedded, Family::V4)[0];
+    let agent = &start(&lab, &[1])[0];
     agent.create_network(GREEN, &with(&["--nat-outgoing"]));
     let inside = agent.container(&lab, GREEN, "c1", &["--default-route"]);
     reaches_world(&inside);
@@ -471,16 +487,22 @@ fn a_firewall_that_drops(firewall: Firewall) {
     for round in 1..=2 {
         firewall.reload(host);
         let begun = std::time::Instant::now();
-        wait_reaches("the world after a reload", inside.netns(), World::address(Family::V4));
+        for family in FAMILIES {
+            let world = World::address(family);
+            wait_reaches("the world after a reload", inside.netns(), world);
+        }
         measured(
             &format!("{firewall:?}, reload {round}"),
             format_args!("reached again after {:.1} s", begun.elapsed().as_secs_f64()),
         );
+        wait_until("leave to pass everywhere", SOON, || {
+            (permission(agent) == firewall.places()).then_some(())
+        });
         reaches_world(&inside);
-        assert_eq!(permission(agent), firewall.places());
     }
-    let again = agent.json(&["status"])["outside"]["reasserted"].as_u64();
-    assert!(again >= Some(2), "{again:?}");
+    wait_until("both reloads are counted", SOON, || {
+        (agent.json(&["status"])["outside"]["reasserted"].as_u64() >= Some(2)).then_some(())
+    });
     if firewall == Firewall::Docker {
         // Its own tool still reads what is there.
         let listed = host.exec("iptables-nft", &["-S"]);
@@ -499,8 +521,7 @@ fn a_firewall_that_drops(firewall: Firewall) {
 fn an_agent_that_is_killed() {
     let lab = Lab::with_hosts(1).build();
     let world = World::behind(&lab, 1, 1500);
-    let agent = &lab.start_agents(&[1], Store::Embedded, Family::V4)[0];
-    agent.allow_log("store");
+    let agent = &start(&lab, &[1])[0];
     agent.create_network(GREEN, &with(&["--nat-outgoing"]));
     let inside = agent.container(&lab, GREEN, "c1", &["--default-route"]);
     reaches_world(&inside);
@@ -546,6 +567,8 @@ fn two_agents_of_one_host() {
     let second = lab.agent_as("h1b", "h1b", 1, spec);
     second.start();
     let _ = second.wait_ready();
+    tolerate(&first);
+    tolerate(&second);
     first.create_network(GREEN, &with(&["--nat-outgoing"]));
     first.create_network(
         "red",
@@ -575,7 +598,7 @@ fn large_packets() {
     for world_mtu in [1300, 9000] {
         let lab = Lab::with_hosts(1).build();
         let world = World::behind(&lab, 1, world_mtu);
-        let agent = &lab.start_agents(&[1], Store::Embedded, Family::V4)[0];
+        let agent = &start(&lab, &[1])[0];
         agent.create_network(GREEN, &with(&["--nat-outgoing"]));
         let inside = agent.container(&lab, GREEN, "c1", &["--default-route"]);
         let there = world.container();
