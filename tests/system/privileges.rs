@@ -41,10 +41,11 @@ pub(crate) fn unit(name: &str) -> PathBuf {
 
 /// Bits of `include/uapi/linux/capability.h`.
 const NET_BIND_SERVICE: u64 = 1 << 10;
+const NET_RAW: u64 = 1 << 13;
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
-const RUNNING: u64 = NET_BIND_SERVICE | NET_ADMIN | SYS_PTRACE | SYS_ADMIN;
+const RUNNING: u64 = NET_BIND_SERVICE | NET_ADMIN | NET_RAW | SYS_PTRACE | SYS_ADMIN;
 
 /// The capability sets of one thread, by their names in `/proc/PID/status`, and its name.
 fn threads(pid: u32) -> Vec<(String, BTreeMap<String, u64>)> {
