@@ -34,7 +34,7 @@ use fdb::{
 use super::claim;
 use super::drop::DropReason;
 use super::heard::Heard;
-use super::inner;
+use super::inner::Inner;
 use super::learn::{LearnQueue, Learned, Share, Taken};
 use super::outbound::Turn;
 use super::port::PortState;
@@ -231,23 +231,25 @@ impl Inbound {
                 self.passed = Some(passing);
             }
         }
-        if let Some(gateway) = &params.gateway
-            && inner::claims(frame, &gateway.addresses)
-        {
-            return Err(DropReason::InGateway);
-        }
-        if params.source_check == SourceCheck::MacIp
-            && let Some(address) = inner::source_address(frame)
-            && let Some(owner) = tables.neighbor(address)
-            && owner.mac != source
-        {
-            return Err(DropReason::InSourceAddressSpoofed);
-        }
-        if claim::contradicts(frame, source, tables) {
-            return Err(DropReason::InSourceAddressSpoofed);
-        }
-        if inner::is_vxlan_to(frame, &self.own) {
-            return Err(DropReason::InNested);
+        if let Some(inner) = Inner::parse(frame) {
+            if let Some(gateway) = &params.gateway
+                && claim::names_one_of(&inner, &gateway.addresses)
+            {
+                return Err(DropReason::InGateway);
+            }
+            if params.source_check == SourceCheck::MacIp
+                && let Some(address) = inner.source_address()
+                && let Some(owner) = tables.neighbor(address)
+                && owner.mac != source
+            {
+                return Err(DropReason::InSourceAddressSpoofed);
+            }
+            if claim::contradicts(&inner, source, tables) {
+                return Err(DropReason::InSourceAddressSpoofed);
+            }
+            if inner.is_vxlan_to(&self.own) {
+                return Err(DropReason::InNested);
+            }
         }
         if let Some(inner_tos) = ecn::tos_of(frame) {
             match ecn::decapsulate(inner_tos, outer_tos) {

@@ -241,6 +241,15 @@ const CASES: &[Case] = &[
         frame[at] ^= 0xff;
         arrives(host, &frame);
     }),
+    (InSourceAddressSpoofed, At::Port, |host| {
+        // Behind an empty hop-by-hop header.
+        let mut frame = advertisement(17, 1);
+        let payload = u16::from_be_bytes([frame[18], frame[19]]) + 8;
+        frame[18..20].copy_from_slice(&payload.to_be_bytes());
+        let next = std::mem::replace(&mut frame[20], 0);
+        frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]);
+        arrives(host, &frame);
+    }),
     (InSourcePending, At::Port, |host| {
         check(host, SourceCheck::Strict);
         arrives(host, &tcp(200, 1));

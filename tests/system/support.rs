@@ -12,6 +12,17 @@ pub(crate) const AGENTS: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtoo
 /// With a real etcd beside them.
 pub(crate) const WITH_ETCD: &[Cap] =
     &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
+/// With an etcd that is managed by `etcdctl` and has certificates of `openssl`.
+pub(crate) const WITH_TLS: &[Cap] = &[
+    Cap::Root,
+    Cap::Links,
+    Cap::Tun,
+    Cap::Ethtool,
+    Cap::Nft,
+    Cap::Etcd,
+    Cap::Etcdctl,
+    Cap::Openssl,
+];
 /// With the kernel's vxlan device on the other side.
 pub(crate) const WITH_VXLAN: &[Cap] =
     &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Vxlan];
