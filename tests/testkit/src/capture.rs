@@ -35,8 +35,14 @@ impl Capture {
     ) -> Self {
         let file = logs.join(format!("{name}.pcap"));
         let mut command = netns.command("tcpdump");
+        // In immediate mode each packet takes a slot as large as the largest super-frame, so the 2
+        // MiB that the ring has by itself are 32 packets: a burst of more is lost when tcpdump does
+        // not run meanwhile.
+        let ring = ["-B", "65536"];
         command
-            .args(["-i", interface, "-n", "--immediate-mode", "-U", "-s", "0", "-Z", "root", "-w"])
+            .args(["-i", interface, "-n", "--immediate-mode", "-U", "-s", "0", "-Z", "root"])
+            .args(ring)
+            .arg("-w")
             .arg(&file)
             .arg(filter);
         let process = Process::spawn(command, logs, name);
