@@ -5,13 +5,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint fuzz prepare
+.PHONY: help demo test bench lint soak fuzz prepare
 
 CARGO := cargo
 # protoc and the well-known types are needed to build the etcd client.
 BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-dev
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
-TEST_PACKAGES := etcd-client openssl openvswitch-common
+TEST_PACKAGES := etcd-client iptables openssl openvswitch-common systemd
 # Only their files are taken: installed, they would bring services.
 UNPACKED := openvswitch-switch
 
@@ -19,6 +19,8 @@ UNPACKED := openvswitch-switch
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'
 # Seconds per fuzz target.
 FUZZ_SECONDS ?= 60
+# Length of the soak.
+SECONDS ?= 600
 
 help: ## Show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -51,6 +53,11 @@ lint: prepare ## Format, clippy and documentation, warnings denied
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --test system -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+
+soak: prepare ## Churn under load for SECONDS (600), and a table of what the agents hold
+	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
+	SKYBRIDGE_TEST_REQUIRE=all SKYBRIDGE_SOAK_SECONDS=$(SECONDS) \
+	    $(CARGO) test $(AS_ROOT) --workspace --test system -- soak::
 
 fuzz: prepare ## Each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz
 	@rustup run nightly rustc --version >/dev/null 2>&1 || \

@@ -32,6 +32,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
 pub use flags::Flags;
 pub use keys::{KEYS, Key, example};
 pub(crate) use parse::{duration, duration_text};
@@ -206,10 +208,21 @@ pub struct Datapath {
     pub workers: usize,
     /// Source ports of each worker, by which the underlay spreads flows.
     pub source_ports: usize,
+    /// A learned address is forgotten when it was not seen for this long.
+    pub learned_age: Duration,
     /// Nice value of the worker threads.
     pub nice: i32,
     /// Capabilities that are not used even where they exist.
     pub disable: BTreeSet<Capability>,
+}
+
+/// The ways out of networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Where the IPv4 addresses of their two ends come from.
+    pub ipv4: Ipv4Net,
+    /// Where the IPv6 addresses of their two ends come from.
+    pub ipv6: Ipv6Net,
 }
 
 /// How the log is written.
@@ -243,6 +256,8 @@ pub struct Config {
     pub store: Store,
     /// The datapath.
     pub datapath: Datapath,
+    /// The ways out of networks.
+    pub uplink: Uplink,
     /// Where the agent keeps its state; names of pins and devices derive from it.
     pub state_dir: PathBuf,
     /// The control socket.

@@ -4,12 +4,14 @@
 //!
 //! Start, each step ready before the next:
 //!
-//! 1. state directory locked; identity read, this start counted
+//! 1. privileges given up but what is needed; state directory locked; identity read, this start
+//!    counted
 //! 2. underlay: interfaces of the VTEP addresses and their MTU
 //! 3. embedded store, where this host serves it
 //! 4. tables from the last snapshot; workers and their sockets
 //! 5. attachments of the last run taken over: traffic flows from here on, store or not
-//! 6. watch, session, control socket, metrics; `READY=1` to the service manager
+//! 6. watch, session, control socket, metrics; what only the start needed is given up; `READY=1` to
+//!    the service manager, once there are tables (`manager`)
 //!
 //! `SIGHUP` reads the configuration again and moves to another store connection (`reload`).
 //!
@@ -19,6 +21,7 @@
 //! Threads: one tokio runtime for all control, one of its own for the embedded store (a slow disk
 //! must not hold up the agent), and the workers, which know neither.
 
+mod manager;
 mod reload;
 
 use std::net::SocketAddr;
@@ -27,7 +30,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use encap::MacAddr;
 use membership::embedded::Tls;
 use membership::key::HostName;
 use membership::reconcile::Defaults;
@@ -36,13 +38,14 @@ use membership::session::{Identity, Session};
 use membership::store::{Credentials, Store, StoreConfig, TlsFiles};
 use membership::view::{Journal, View};
 use membership::watch::{Watch, WatchConfig};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, republish};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish, routers};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -50,6 +53,7 @@ use crate::link::{self, NetNs, Owner};
 use crate::port::tap::PortOffload;
 use crate::store::certificates::{self, Keeper};
 use crate::store::serve::EmbeddedStore;
+use crate::sys::privilege;
 use crate::telemetry::{logs, metrics};
 use crate::underlay;
 use crate::underlay::probe::UdpOffload;
@@ -96,8 +100,11 @@ pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure
     logs::init(&config.log.level, format)
         .map_err(|err| Failure::new("the log cannot be written", err))?;
     raise_descriptor_limit();
-    let state = StateDir::open(&config.state_dir)
-        .map_err(|err| Failure::new("the agent cannot start", err))?;
+    give_up_privileges();
+    let state = StateDir::open(&config.state_dir).map_err(|err| {
+        let next_step = err.next_step();
+        Failure { next_step, ..Failure::new("the agent cannot start", err) }
+    })?;
     let embedded = match config.store.embedded {
         Some(listen) => Some(EmbeddedStore::of_agent(config, listen).map_err(no_store)?),
         None => None,
@@ -105,6 +112,7 @@ pub fn run(effective: Effective, read: config::Read) -> Result<ExitCode, Failure
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
+        .on_thread_start(|| hold(privilege::RUNNING))
         .enable_all()
         .build()
         .map_err(|err| Failure::new("the agent cannot start its threads", err))?;
@@ -159,8 +167,14 @@ pub fn clean_up(config: &Config, mut say: impl FnMut(&str)) -> Result<ExitCode, 
 pub fn store(listen: SocketAddr, data: PathBuf, tls: Option<Tls>) -> Result<ExitCode, Failure> {
     logs::init("info", logs::Format::Text)
         .map_err(|err| Failure::new("the log cannot be written", err))?;
+    give_up_privileges();
     let store = EmbeddedStore::alone(listen, data, tls).map_err(no_store)?;
+    // Its files are its owner's and its port is bound.
+    hold(privilege::NOTHING);
+    let serving = format!("serving at {}", store.address);
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&serving)]);
     let ended = store.wait();
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
     store.stop();
     ended.map_err(|err| Failure::new("the embedded store cannot wait for signals", err))?;
     Ok(ExitCode::SUCCESS)
@@ -183,7 +197,12 @@ async fn serve(
     let hangup = signal(SignalKind::hangup()).map_err(|e| cannot(e.to_string()))?;
     let config = Arc::new(effective.config.clone());
     let name = HostName::new(&config.name).map_err(|err| cannot(err.to_string()))?;
-    let identity = Identity::start(state.path()).map_err(|err| cannot(err.to_string()))?;
+    let identity = Identity::start(state.path()).map_err(|err| {
+        cannot(err.to_string()).next(format!(
+            "is the disk of {} full or read-only? nothing is lost: make room, and start again",
+            state.path().display()
+        ))
+    })?;
     let vteps = own_vteps(&config).await?;
     let underlay_mtu = vteps.iter().map(|vtep| vtep.mtu).min().unwrap_or(0);
 
@@ -205,18 +224,21 @@ async fn serve(
         hold_down: fdb::Millis(config.store.hold_down.as_millis() as u64),
         ..Defaults::default()
     };
-    let tables = Tables::new(name.clone(), defaults, view);
+    let learned_age = fdb::Millis(config.datapath.learned_age.as_millis() as u64);
+    let tables = Tables::new(name.clone(), defaults, view, learned_age);
     let datapath = match start_datapath(&config, underlay_mtu, &tables) {
         Ok(datapath) => datapath,
         Err(err) => return Err(explain(err).await),
     };
     let store = Store::lazy(store_config(&config)?).map_err(|err| cannot(err.to_string()))?;
     let owner = Owner::new(state.path());
-    let networks = Networks::new(owner, datapath.config().workers, port_offload(&config));
+    let router_mac = routers::router_mac(identity.id.as_str());
+    let workers = datapath.config().workers;
+    let networks = Networks::new(owner, workers, port_offload(&config), router_mac);
     let wanted = WatchConfig { grace: republish::grace(&config), ..WatchConfig::default() };
     let watch = Watch::start(store.clone(), wanted, known);
     let host = host_record(&name, &identity, &vteps, underlay_mtu);
-    let session = Arc::new(Session::spawn(store.clone(), host, config.store.lease));
+    let session = Arc::new(Session::spawn(store.clone(), host.clone(), config.store.lease));
     let (notes, bad) = state.attachments();
     let agent = Arc::new(Agent::new(Parts {
         name,
@@ -261,6 +283,8 @@ async fn serve(
     let mut socket = server::bind(&config.socket, config.socket_group.as_deref())
         .map_err(|err| Failure::new(err.to_string(), "").without_cause().next(err.next_step()))?;
     let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
+    // The socket has its group and the workers their nice value.
+    hold(privilege::RUNNING);
 
     if tasks::restore_attachments(&agent, true).await {
         tracing::info!("some attachments wait for the store to tell of their networks");
@@ -269,9 +293,12 @@ async fn serve(
     ended.spawn(tasks::follow(Arc::clone(&agent), watch));
     ended.spawn(tasks::look_after(Arc::clone(&agent)));
     ended.spawn(republish::run(Arc::clone(&agent)));
+    ended.spawn(claims::run(Arc::clone(&agent)));
     ended.spawn(tasks::keep_snapshot(Arc::clone(&agent)));
     ended.spawn(crate::agent::reserve::keep(Arc::clone(&agent)));
     ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
+    ended.spawn(crate::agent::underlay::follow(Arc::clone(&agent), Arc::clone(&session), host));
+    ended.spawn(routers::keep(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {
@@ -291,7 +318,8 @@ async fn serve(
             .map_err(|err| cannot(format!("metrics cannot be served on {address}: {err}")))?;
         ended.spawn(metrics::serve(listener, metrics_source(&agent)));
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    ended.spawn(manager::tell(Arc::clone(&agent)));
+    ended.spawn(manager::beat(Arc::clone(&agent)));
     tracing::info!(
         host = %agent.name, id = %agent.id, socket = %config.socket.display(), "the agent runs"
     );
@@ -305,7 +333,7 @@ async fn serve(
             Err(err) => Failure::new("the session ended", err),
         }),
     };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("the agent stops; containers keep their interfaces");
     let _ = stop.send(true);
     let _ = tokio::time::timeout(GOODBYE, control).await;
@@ -354,7 +382,7 @@ fn host_record(
     vteps: &[VtepRecord],
     underlay_mtu: u16,
 ) -> HostRecord {
-    let router_mac = router_mac(identity.id.as_str());
+    let router_mac = routers::router_mac(identity.id.as_str());
     let mut host =
         HostRecord::new(name.clone(), identity.id.clone(), identity.incarnation, router_mac);
     host.boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -366,14 +394,9 @@ fn host_record(
     host
 }
 
-/// The MAC of frames that this host routes: stable for a host, locally administered.
-fn router_mac(id: &str) -> MacAddr {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in id.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    let [a, b, c, d, e, ..] = hash.to_be_bytes();
-    MacAddr([0x06, a, b, c, d, e])
+/// Learned addresses are confirmed well before they age, and not more often than is of use.
+fn confirm_age(learned_age: Duration) -> fdb::Millis {
+    fdb::Millis((learned_age.as_millis() as u64 / 4).min(10_000))
 }
 
 fn start_datapath(
@@ -404,6 +427,7 @@ fn start_datapath(
             coalesce: !off(Capability::Coalesce),
             nice: config.datapath.nice,
             underlay_mtu,
+            confirm: confirm_age(config.datapath.learned_age),
             epoch: tables.epoch(),
         },
         tables.reader(),
@@ -468,6 +492,29 @@ fn store_config(config: &Config) -> Result<StoreConfig, Failure> {
 fn metrics_source(agent: &Arc<Agent>) -> metrics::Source {
     let agent = Arc::clone(agent);
     Arc::new(move || crate::agent::figures::figures(&agent))
+}
+
+/// From here on nothing can be gained that the agent does not need, by this process or by what it
+/// executes. It goes on where that is refused: a container may have taken away more than we give up.
+fn give_up_privileges() {
+    match privilege::begin() {
+        Ok(stay) if stay.is_empty() => {}
+        Ok(stay) => {
+            let stay: Vec<String> = stay.iter().map(ToString::to_string).collect();
+            tracing::debug!(
+                capabilities = stay.join(" "),
+                "the bounding set keeps more than is needed; without CAP_SETPCAP it cannot be cut"
+            );
+        }
+        Err(err) => tracing::warn!(%err, "privileges that are not needed cannot be given up"),
+    }
+}
+
+/// Cuts the calling thread's capabilities.
+fn hold(wanted: &[caps::Capability]) {
+    if let Err(err) = privilege::hold(wanted) {
+        tracing::warn!(%err, "a thread keeps capabilities that it does not need");
+    }
 }
 
 /// Each worker has dozens of sockets and each network a queue per worker.

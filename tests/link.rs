@@ -1,247 +1,32 @@
 //! Links and namespaces on the real kernel: needs root and leaves nothing behind.
+//!
+//! - this file: what is made, taken over, completed and removed;
+//! - `link/spoofing.rs`: what a sandbox cannot claim to be;
+//! - `link/cost.rs`: what the source check costs, by hand;
+//! - `link/world.rs`: namespaces and sandboxes of one test, and frames in them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(unreachable_pub, reason = "the modules belong to this file alone")]
 #![allow(clippy::print_stdout, reason = "timings are for the reader of a test run")]
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+#[path = "link/cost.rs"]
+mod cost;
+#[path = "link/spoofing.rs"]
+mod spoofing;
+#[path = "link/world.rs"]
+mod world;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use encap::MacAddr;
-use ipnet::IpNet;
-use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sockopt::ReceiveTimeout,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
-use skybridge::link::endpoint::{self, Plug, Plugged, link_local};
+use skybridge::link::endpoint::{self, Plug};
 use skybridge::link::names::{BRIDGE, TAP};
-use skybridge::link::source_check::{self, Guarded};
 use skybridge::link::view::{FdbKind, Kind};
 use skybridge::link::{
-    Error, NetNs, NetNsRef, NetworkLink, NetworkNs, Owner, Pinned, cleanup, netns, network, run_in,
-    underlay,
+    Error, NetNs, NetNsRef, NetworkNs, Owner, Pinned, cleanup, netns, network, run_in, underlay,
 };
 
-const MTU: u32 = 1450;
-const BRIDGE_MAC: MacAddr = MacAddr([0x02, 0, 0x5e, 0, 0x53, 0xfe]);
-
-/// The folder, namespaces and devices of one test; removed at its end, a panic included.
-struct World {
-    folder: PathBuf,
-    owner: Owner,
-    sandboxes: Vec<PathBuf>,
-}
-
-impl World {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "the link tests make network namespaces and need root: run them with sudo"
-        );
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("sky-link-{}-{number}", std::process::id()));
-        std::fs::create_dir(&folder).unwrap();
-        let owner = Owner::with_pin_dir(&folder, &folder.join("pins"));
-        Self { folder, owner, sandboxes: Vec::new() }
-    }
-
-    fn sandbox(&mut self, name: &str) -> NetNs {
-        let path = self.folder.join(name);
-        self.sandboxes.push(path.clone());
-        NetNs::create_pinned(&path).unwrap();
-        let sandbox = NetNs::open(&NetNsRef::Path(path)).unwrap();
-        ip(&sandbox, "link set lo up");
-        sandbox
-    }
-
-    fn wanted(&self) -> NetworkLink {
-        NetworkLink { pin: self.owner.pin("net"), mtu: MTU, bridge_mac: BRIDGE_MAC }
-    }
-
-    async fn network(&self) -> NetworkNs {
-        network::ensure(&self.wanted()).await.unwrap()
-    }
-
-    /// Two sandboxes plugged in and up.
-    async fn pair(&mut self, network: &NetworkNs, isolated: bool) -> [Plugged; 2] {
-        let [a, b] = [self.sandbox("a"), self.sandbox("b")];
-        let mut plugs = [plug(&a, "e1", 1), plug(&b, "e2", 2)];
-        plugs.iter_mut().for_each(|plug| plug.isolated = isolated);
-        let mut plugged = Vec::new();
-        for plug in &plugs {
-            let one = endpoint::plug(network, &self.owner, plug).await.unwrap();
-            endpoint::up(network, &one).await.unwrap();
-            plugged.push(one);
-        }
-        plugged.try_into().unwrap()
-    }
-
-    fn mounts(&self) -> usize {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        mounts.lines().filter(|line| line.contains(self.folder.to_str().unwrap())).count()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let owner = self.owner.clone();
-        // A runtime cannot be entered from within another one.
-        let report = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(cleanup::run(&owner))
-        });
-        let failed = report.join().map_or_else(
-            |_| vec!["panic".into()],
-            |report| report.failed.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        );
-        let unpinned = self.sandboxes.iter().filter(|path| netns::unpin(path).is_err()).count();
-        let mounts = self.mounts();
-        let removed = std::fs::remove_dir_all(&self.folder);
-        if !std::thread::panicking() {
-            assert_eq!((failed, unpinned, mounts), (vec![], 0, 0));
-            removed.unwrap();
-        }
-    }
-}
-
-fn plug(sandbox: &NetNs, endpoint: &str, number: u8) -> Plug {
-    Plug {
-        endpoint: endpoint.into(),
-        sandbox: sandbox.clone(),
-        ifname: "eth0".into(),
-        mac: MacAddr([0x02, 0x42, 192, 0, 2, number]),
-        addresses: vec![
-            format!("192.0.2.{number}/24").parse().unwrap(),
-            format!("2001:db8::{number:x}/64").parse().unwrap(),
-        ],
-        mtu: MTU,
-        gateways: Vec::new(),
-        isolated: false,
-    }
-}
-
-fn guarded(plugged: &Plugged) -> Guarded {
-    Guarded {
-        port: plugged.port.name.clone(),
-        index: plugged.port.index,
-        mac: plugged.plug.mac,
-        addresses: plugged.plug.addresses.iter().map(IpNet::addr).collect(),
-    }
-}
-
-fn run(namespace: &NetNs, program: &str, arguments: &str) -> (bool, String) {
-    let run = || Command::new(program).args(arguments.split_whitespace()).output().unwrap();
-    let output = run_in(namespace, run).unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(text).unwrap())
-}
-
-fn ip(namespace: &NetNs, arguments: &str) -> String {
-    let (right, text) = run(namespace, "ip", arguments);
-    assert!(right, "ip {arguments}: {text}");
-    text
-}
-
-fn ip_of(plugged: &Plugged, family: usize) -> IpAddr {
-    plugged.plug.addresses[family].addr()
-}
-
-/// One datagram there and one back; how long it took, or `None` when nothing came within 300 ms.
-fn exchange(from: &Plugged, to: &Plugged, family: usize) -> Option<Duration> {
-    let started = Instant::now();
-    let open = |end: &Plugged| {
-        let local = SocketAddr::new(ip_of(end, family), 0);
-        let socket = run_in(&end.plug.sandbox, || UdpSocket::bind(local)).unwrap().ok()?;
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        Some(socket)
-    };
-    let (client, server) = (open(from)?, open(to)?);
-    let mut room = [0; 64];
-    client.send_to(b"there", server.local_addr().unwrap()).ok()?;
-    let (_, back) = server.recv_from(&mut room).ok()?;
-    assert_eq!(back, client.local_addr().unwrap());
-    server.send_to(b"back", back).ok()?;
-    client.recv_from(&mut room).ok()?;
-    Some(started.elapsed())
-}
-
-/// A raw socket that sees all frames of a namespace.
-fn sniffer(namespace: &NetNs) -> std::os::fd::OwnedFd {
-    let open = || {
-        let all = SockProtocol::EthAll;
-        socket::socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all)
-    };
-    run_in(namespace, open).unwrap().unwrap()
-}
-
-/// The frames that come within `time` and contain `mark`.
-fn frames(sniffer: &std::os::fd::OwnedFd, time: Duration, mark: &[u8]) -> Vec<Vec<u8>> {
-    let until = Instant::now() + time;
-    let mut found = Vec::new();
-    let mut room = vec![0; 65536];
-    while let Some(left) = until.checked_duration_since(Instant::now()) {
-        let left = TimeVal::microseconds(i64::try_from(left.as_micros()).unwrap().max(1));
-        socket::setsockopt(sniffer, ReceiveTimeout, &left).unwrap();
-        if let Ok(len) = socket::recv(sniffer.as_raw_fd(), &mut room, MsgFlags::empty())
-            && (mark.is_empty() || room[..len].windows(mark.len()).any(|window| window == mark))
-        {
-            found.push(room[..len].to_vec());
-        }
-    }
-    found
-}
-
-/// Sends a frame out of the sandbox's interface as it is.
-fn inject(plugged: &Plugged, frame: &[u8]) {
-    let send = || {
-        let interfaces = nix::ifaddrs::getifaddrs().unwrap();
-        let address = interfaces.filter(|one| one.interface_name == plugged.plug.ifname);
-        let address = address.filter_map(|one| Some(*one.address?.as_link_addr()?)).next().unwrap();
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let raw = socket::socket(AddressFamily::Packet, SockType::Raw, flags, None).unwrap();
-        socket::sendto(raw.as_raw_fd(), frame, &address, MsgFlags::empty()).unwrap();
-    };
-    run_in(&plugged.plug.sandbox, send).unwrap();
-}
-
-fn ethernet(to: MacAddr, from: MacAddr, kind: u16, body: &[&[u8]]) -> Vec<u8> {
-    let mut frame = [&to.0[..], &from.0[..], &kind.to_be_bytes()[..]].concat();
-    body.iter().for_each(|part| frame.extend_from_slice(part));
-    frame
-}
-
-fn arp(from: MacAddr, sender_mac: MacAddr, sender: [u8; 4]) -> Vec<u8> {
-    let head = [0, 1, 8, 0, 6, 4, 0, 1];
-    let target = [0, 0, 0, 0, 0, 0, 192, 0, 2, 2];
-    ethernet(MacAddr::BROADCAST, from, 0x0806, &[&head, &sender_mac.0, &sender, &target])
-}
-
-fn ipv4(from: MacAddr, to: MacAddr, source: [u8; 4], mark: &[u8]) -> Vec<u8> {
-    let len = u8::try_from(20 + mark.len()).unwrap();
-    let head = [0x45, 0, 0, len, 0, 0, 0, 0, 64, 253, 0, 0];
-    ethernet(to, from, 0x0800, &[&head, &source, &[192, 0, 2, 2], mark])
-}
-
-fn ipv6(from: MacAddr, source: &str, next: u8, body: &[u8]) -> Vec<u8> {
-    let len = u8::try_from(body.len()).unwrap();
-    let all_nodes = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
-    let [source, to] =
-        [source, "ff02::1"].map(|text| text.parse::<std::net::Ipv6Addr>().unwrap().octets());
-    let head = [0x60, 0, 0, 0, 0, len, next, 255];
-    ethernet(all_nodes, from, 0x86dd, &[&head, &source, &to, body])
-}
-
-fn advertisement(target: &str, mark: &[u8]) -> Vec<u8> {
-    let target = target.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &target, mark].concat()
-}
-
-fn flags(network: &NetworkNs, device: &str) -> String {
-    ip(network.namespace(), &format!("-d link show dev {device}"))
-}
+use world::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_sandboxes_talk_at_once_and_leave_nothing() {
@@ -314,96 +99,6 @@ async fn the_infrastructure_is_silent_and_bridge_netfilter_off() {
     for name in ["ipv6/conf/br0/disable_ipv6", "ipv6/conf/default/disable_ipv6"] {
         assert_eq!(read(name).trim(), "1", "{name}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spoofed_mac_is_stopped_by_the_locked_port_alone() {
-    let mut world = World::new();
-    let network = world.network().await;
-    let [one, two] = world.pair(&network, false).await;
-    let mark = b"skybridge-mark-1";
-    let sniffer = sniffer(&two.plug.sandbox);
-    let source = [192, 0, 2, 1];
-    for thief in [two.plug.mac, MacAddr([0x02, 0, 0x5e, 0, 0x53, 9])] {
-        inject(&one, &ipv4(thief, MacAddr::BROADCAST, source, mark));
-    }
-    assert_eq!(frames(&sniffer, Duration::from_millis(200), mark).len(), 0);
-    inject(&one, &ipv4(one.plug.mac, two.plug.mac, source, mark));
-    assert_eq!(frames(&sniffer, Duration::from_millis(200), mark).len(), 1);
-    // Nor did the bridge come to believe it.
-    let fdb = network.inspect().await.unwrap().fdb;
-    let entry = fdb.iter().find(|entry| entry.mac == two.plug.mac).unwrap();
-    assert_eq!(entry.port, two.port.index);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spoofed_addresses_are_stopped_and_counted() {
-    let mut world = World::new();
-    let network = world.network().await;
-    let [one, two] = world.pair(&network, false).await;
-    let both = [guarded(&one), guarded(&two)];
-    let started = Instant::now();
-    source_check::apply(&network, &both).await.unwrap();
-    println!("source check of two ports {:?}", started.elapsed());
-    let (mac, mark) = (one.plug.mac, b"skybridge-mark-2");
-    let own = link_local(mac).to_string();
-    let other = MacAddr([0x02, 0, 0x5e, 0, 0x53, 9]);
-    let sniffer = sniffer(&two.plug.sandbox);
-    let tagged = {
-        let mut frame = ipv4(mac, two.plug.mac, [192, 0, 2, 77], mark);
-        frame.splice(12..12, [0x81, 0, 0, 5]);
-        frame
-    };
-    for wrong in [
-        ipv4(other, two.plug.mac, [192, 0, 2, 1], mark),
-        ipv4(mac, two.plug.mac, [192, 0, 2, 77], mark),
-        ipv4(mac, two.plug.mac, [0; 4], mark),
-        tagged,
-        [arp(mac, mac, [192, 0, 2, 77]), mark.to_vec()].concat(),
-        [arp(mac, other, [192, 0, 2, 1]), mark.to_vec()].concat(),
-        ipv6(mac, "2001:db8::77", 253, mark),
-        ipv6(mac, "fe80::77", 253, mark),
-        ipv6(mac, &own, 58, &advertisement("2001:db8::2", mark)),
-    ] {
-        inject(&one, &wrong);
-    }
-    assert_eq!(frames(&sniffer, Duration::from_millis(200), mark).len(), 0);
-    let drops = source_check::drops(&network).await.unwrap();
-    let counted = drops[&one.port.name];
-    let kinds = [counted.mac, counted.arp, counted.ip, counted.ip6, counted.nd];
-    assert_eq!(kinds, [1, 2, 3, 2, 1], "{drops:?}");
-    assert_eq!(drops[&two.port.name].total(), 0);
-
-    let right = [
-        [arp(mac, mac, [192, 0, 2, 1]), mark.to_vec()].concat(),
-        [arp(mac, mac, [0; 4]), mark.to_vec()].concat(),
-        ipv4(mac, two.plug.mac, [192, 0, 2, 1], mark),
-        ipv6(mac, "2001:db8::1", 253, mark),
-        ipv6(mac, "::", 253, mark),
-        ipv6(mac, &own, 58, &advertisement("2001:db8::1", mark)),
-    ];
-    right.iter().for_each(|frame| inject(&one, frame));
-    assert_eq!(frames(&sniffer, Duration::from_millis(200), mark).len(), right.len());
-    assert!(exchange(&one, &two, 0).is_some() && exchange(&two, &one, 1).is_some());
-
-    // Rules of a port that stays keep their counters, those of one that goes are removed.
-    source_check::apply(&network, &both[..1]).await.unwrap();
-    let drops = source_check::drops(&network).await.unwrap();
-    assert_eq!(drops.keys().collect::<Vec<_>>(), [&one.port.name]);
-    assert_eq!(drops[&one.port.name].total(), counted.total());
-    source_check::remove(&network).await.unwrap();
-    assert!(source_check::drops(&network).await.unwrap().is_empty());
-
-    // A table of another layout is replaced.
-    let space = network.namespace();
-    for text in ["table bridge skybridge", "map bridge skybridge ports { type ifname : verdict; }"]
-    {
-        let (right, text) = run(space, "nft", &format!("add {text}"));
-        assert!(right, "{text}");
-    }
-    source_check::apply(&network, &both).await.unwrap();
-    assert_eq!(source_check::drops(&network).await.unwrap().len(), 2);
-    assert!(exchange(&one, &two, 0).is_some() && exchange(&two, &one, 1).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -699,82 +394,4 @@ async fn the_interface_of_a_vtep_is_found_by_its_address() {
     assert_eq!(path("198.51.100.9").await.unwrap().mtu, 1400);
     assert_eq!(path("203.0.113.1").await.unwrap().mtu, 1300);
     assert_eq!(path("192.0.2.1").await, None);
-}
-
-/// Not part of the suite: prints what the source check costs, without and with it in turn, in CPU
-/// time, which other work on the machine disturbs less than rates.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement, run by hand"]
-async fn source_check_cost() {
-    let mut world = World::new();
-    let network = world.network().await;
-    let [one, two] = world.pair(&network, false).await;
-    let both = [guarded(&one), guarded(&two)];
-    exchange(&one, &two, 0).unwrap();
-    let mut results: [Vec<f64>; 4] = Default::default();
-    for _ in 0..8 {
-        for on in [0, 1] {
-            if on == 1 {
-                source_check::apply(&network, &both).await.unwrap();
-            } else {
-                source_check::remove(&network).await.unwrap();
-            }
-            results[on].push(datagram_cost_ns(&one, &two));
-            results[2 + on].push(stream_cost(&one, &two));
-        }
-    }
-    for (name, mut values) in ["datagram without", "datagram with", "stream without", "stream with"]
-        .into_iter()
-        .zip(results)
-    {
-        values.sort_by(f64::total_cmp);
-        println!("{name}: least {:.3}, median {:.3}", values[0], values[values.len() / 2]);
-    }
-}
-
-/// Nanoseconds that the calling thread has spent on a CPU.
-fn cpu_ns() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// CPU nanoseconds per datagram of 64 bytes; the path up to the other socket runs in the sender.
-fn datagram_cost_ns(from: &Plugged, to: &Plugged) -> f64 {
-    let [client, server] = [from, to].map(|end| {
-        let local = SocketAddr::new(ip_of(end, 0), 0);
-        run_in(&end.plug.sandbox, || UdpSocket::bind(local)).unwrap().unwrap()
-    });
-    client.connect(server.local_addr().unwrap()).unwrap();
-    let before = cpu_ns();
-    const COUNT: u32 = 100_000;
-    for _ in 0..COUNT {
-        client.send(&[0; 64]).unwrap();
-    }
-    (cpu_ns() - before) / f64::from(COUNT)
-}
-
-/// CPU seconds per gigabyte of TCP, of both ends.
-fn stream_cost(from: &Plugged, to: &Plugged) -> f64 {
-    use std::io::{Read as _, Write as _};
-    let local = SocketAddr::new(ip_of(to, 0), 0);
-    let listen = || std::net::TcpListener::bind(local);
-    let listener = run_in(&to.plug.sandbox, listen).unwrap().unwrap();
-    let target = listener.local_addr().unwrap();
-    let connect = || std::net::TcpStream::connect(target);
-    let mut client = run_in(&from.plug.sandbox, connect).unwrap().unwrap();
-    let (mut server, _) = listener.accept().unwrap();
-    let block = vec![0; 1 << 20];
-    let reader = std::thread::spawn(move || {
-        let before = cpu_ns();
-        let mut room = vec![0; 1 << 20];
-        while server.read(&mut room).unwrap() > 0 {}
-        cpu_ns() - before
-    });
-    let before = cpu_ns();
-    for _ in 0..1000 {
-        client.write_all(&block).unwrap();
-    }
-    let sent = cpu_ns() - before;
-    drop(client);
-    (sent + reader.join().unwrap()) / 1e9 / 1.048_576
 }

@@ -1,6 +1,7 @@
 //! The switch without a kernel: several hosts in one process, joined by a wire in memory.
 //!
 //! - this file: frames end to end, flooding, answers, ECN, order;
+//! - `switch/local.rs`: frames between containers of one host;
 //! - `switch/checks.rs`: whose frames are taken, and learning;
 //! - `switch/paths.rs`: what a path refuses, what is learned of it, and when it is forgotten;
 //! - `switch/drops.rs`: each drop reason by one crafted frame, counted once, at the right place;
@@ -16,6 +17,8 @@ mod drops;
 mod frames;
 #[path = "switch/lab.rs"]
 mod lab;
+#[path = "switch/local.rs"]
+mod local;
 #[path = "switch/paths.rs"]
 mod paths;
 #[path = "switch/random.rs"]
@@ -29,7 +32,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skybridge::datapath::batch::DATAGRAMS;
 use skybridge::datapath::drop::DropReason;
-use skybridge::datapath::flood::BURST;
 use skybridge::datapath::outbound::Outcome;
 
 use frames::{
@@ -255,26 +257,54 @@ fn a_flooded_super_frame_fills_the_queue_more_than_once() {
 }
 
 #[test]
-fn the_budget_is_charged_once_per_copy_and_comes_back() {
-    const COUNT: usize = 4000;
+fn the_budget_is_of_frames_whatever_they_cost_and_comes_back() {
+    const COUNT: usize = 500;
+    const RATE: u32 = 100;
     let mut lab = flooder(COUNT);
     let host = &mut lab.hosts[0];
+    host.set_network(|network| network.flood_rate = RATE);
     host.put_endpoint(200, Place::Vtep(VtepKey(1)));
     let frame = other(MacAddr::BROADCAST, mac(1), 50);
-    for _ in 0..BURST / COUNT as u64 {
+    for _ in 0..RATE / 10 {
         // The queue is full before the first copy, so the frame is offered twice.
         for _ in 0..DATAGRAMS {
             host.offer(&PLAIN, &other(mac(200), mac(1), 50));
         }
         host.send_whole(&frame);
+        // A super-frame is as many frames as it becomes.
+        let (header, mut large) = Spec::new(1, 17, false, false, 8900).partial(1000);
+        large[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+        host.send(&header, &large);
+        host.wire.sent.clear();
     }
     assert_eq!(host.dropped(), []);
     host.send_whole(&frame);
     assert_eq!(host.dropped(), [(DropReason::OutFloodBudget, At::Port, 1)]);
-    host.now_ms = 1000;
+    // What is known is not flooded and does not count.
+    host.send_whole(&other(mac(200), mac(1), 50));
+    host.now_ms = 10;
     host.send_whole(&frame);
-    assert_eq!(host.counters.flood_copies.get(), BURST + COUNT as u64);
+    assert_eq!(host.counters.flood_copies.get(), u64::from(RATE / 10 * 2 + 1) * COUNT as u64);
     assert_eq!(host.dropped(), [(DropReason::OutFloodBudget, At::Port, 1)]);
+}
+
+#[test]
+fn broadcast_and_multicast_are_options_of_their_own() {
+    let group = MacAddr([0x01, 0, 0x5e, 1, 2, 3]);
+    for (broadcast, multicast) in [(true, false), (false, true), (false, false)] {
+        let mut lab = Lab::new(2, Options::default());
+        let host = &mut lab.hosts[0];
+        host.set_network(|network| {
+            (network.flood_broadcast, network.flood_multicast) = (broadcast, multicast);
+        });
+        for (to, goes) in [(MacAddr::BROADCAST, broadcast), (group, multicast)] {
+            let before = host.wire.sent.len();
+            host.send_whole(&other(to, mac(1), 60));
+            assert_eq!(host.wire.sent.len() - before, usize::from(goes), "{to}");
+        }
+        let refused = u64::from(!broadcast) + u64::from(!multicast);
+        assert_eq!(host.dropped(), [(DropReason::OutFloodDisabled, At::Port, refused)]);
+    }
 }
 
 #[test]

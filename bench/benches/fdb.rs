@@ -209,10 +209,13 @@ impl Subject for Fdb {
             learning: false,
             flood_unknown: false,
             flood_broadcast: true,
+            flood_multicast: true,
+            flood_rate: 10_000,
             flood_arp: false,
             source_check: SourceCheck::Strict,
             df: true,
             switch_local: false,
+            gateway: None,
         };
         writer.apply(Delta::PutNetwork { key: NETWORK, network });
         writer.publish();

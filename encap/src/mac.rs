@@ -35,6 +35,17 @@ impl MacAddr {
         }
     }
 
+    /// The MAC that an IPv6 link-local address was made of (RFC 4291 appendix A), if it was.
+    #[must_use]
+    pub fn from_link_local(ip: core::net::Ipv6Addr) -> Option<Self> {
+        match ip.octets() {
+            [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f] => {
+                Some(Self([a ^ 2, b, c, d, e, f])).filter(|mac| mac.is_unicast())
+            }
+            _ => None,
+        }
+    }
+
     /// The address as a number below 2^48, first byte most significant.
     #[must_use]
     pub fn to_u64(self) -> u64 {
@@ -138,5 +149,10 @@ mod tests {
         assert!(of_ip.is_unicast());
         assert_eq!(of_ip.to_ipv4(), Some([192, 0, 2, 1].into()));
         assert_eq!(MacAddr::ZERO.to_ipv4(), None);
+        let link_local = "fe80::42:c0ff:fe00:201".parse().unwrap();
+        assert_eq!(MacAddr::from_link_local(link_local), Some(of_ip));
+        for other in ["2001:db8::42:c0ff:fe00:201", "fe80::1", "fe80::300:ff:fe00:1"] {
+            assert_eq!(MacAddr::from_link_local(other.parse().unwrap()), None, "{other}");
+        }
     }
 }

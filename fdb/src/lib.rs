@@ -44,7 +44,7 @@ pub use dense::SLOTS_MAX;
 pub use reader::{Loaded, Reader, channel, channel_with};
 pub use snapshot::{NetworkTables, Snapshot};
 pub use types::{
-    Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind, Place, Prefix,
-    Revision, Route, SourceCheck, Vtep, VtepKey,
+    Gateway, Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind,
+    Place, Prefix, Revision, Route, SourceCheck, Vtep, VtepKey,
 };
 pub use writer::{Limits, Stats, Writer};

@@ -94,8 +94,12 @@ pub struct Network {
     pub learning: bool,
     /// Whether frames to an unknown unicast MAC are flooded.
     pub flood_unknown: bool,
-    /// Whether broadcast and multicast frames are flooded.
+    /// Whether broadcast frames are flooded.
     pub flood_broadcast: bool,
+    /// Whether multicast frames are flooded.
+    pub flood_multicast: bool,
+    /// Frames per second that the containers of one host may have flooded.
+    pub flood_rate: u32,
     /// Whether ARP and ND requests for an unknown target are flooded.
     pub flood_arp: bool,
     /// Which source check received frames undergo.
@@ -104,6 +108,17 @@ pub struct Network {
     pub df: bool,
     /// Whether frames between two containers of this host go through the switch.
     pub switch_local: bool,
+    /// What every host with endpoints of this network answers to by itself, if anything.
+    pub gateway: Option<Gateway>,
+}
+
+/// A network's gateway: the same on every host, so nothing of it may cross between hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its addresses, with the link-local one where it has IPv6.
+    pub addresses: Box<[IpAddr]>,
 }
 
 /// Where a MAC is.

@@ -47,10 +47,13 @@ fn network(learning: bool) -> Network {
         learning,
         flood_unknown: true,
         flood_broadcast: true,
+        flood_multicast: true,
+        flood_rate: 10_000,
         flood_arp: true,
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

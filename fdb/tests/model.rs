@@ -380,10 +380,13 @@ fn network() -> impl Strategy<Value = Network> {
             learning,
             flood_unknown: false,
             flood_broadcast: true,
+            flood_multicast: true,
+            flood_rate: 10_000,
             flood_arp: false,
             source_check: SourceCheck::Strict,
             df: true,
             switch_local: false,
+            gateway: None,
         }
     })
 }

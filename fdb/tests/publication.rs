@@ -24,10 +24,13 @@ fn network(mtu: u16) -> Network {
         learning: true,
         flood_unknown: true,
         flood_broadcast: true,
+        flood_multicast: true,
+        flood_rate: 10_000,
         flood_arp: true,
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 

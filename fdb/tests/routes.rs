@@ -24,10 +24,13 @@ fn network() -> Delta {
         learning: false,
         flood_unknown: false,
         flood_broadcast: false,
+        flood_multicast: false,
+        flood_rate: 0,
         flood_arp: false,
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     };
     Delta::PutNetwork { key: NETWORK, network }
 }

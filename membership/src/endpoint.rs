@@ -128,6 +128,9 @@ pub struct EndpointSpec {
     /// Addresses that the host has reserved ([`ipam::reserve`]) and that may be given to this
     /// endpoint. They come before others for families without a wanted one.
     pub reserved: Vec<IpAddr>,
+    /// This endpoint, wherever it is, makes room in the same transaction: its record goes, and what
+    /// it held may be wanted.
+    pub replaces: Option<EndpointId>,
     /// An endpoint of this id that is there already, on this host and with just these addresses and
     /// this MAC, is taken for this one.
     pub again: bool,
@@ -159,7 +162,7 @@ pub fn default_mac(network: &NetworkId, endpoint: &EndpointId, ips: &[IpAddr]) -
 ///
 /// # Errors
 ///
-/// Each variant of [`Error`] but [`Error::NotFound`].
+/// Each variant of [`Error`]; [`Error::NotFound`] for one that shall be replaced.
 pub async fn create(
     store: &Store,
     network: &NetworkRecord,
@@ -230,9 +233,16 @@ impl Attempt<'_> {
         reads.push(store.read_key(&endpoint_key));
         let known_key = Key::KnownHost(self.host.clone());
         reads.push(store.read_key(&known_key));
+        // One key more is read in any case, so that the answers keep their places.
+        let replaced = spec.replaces.as_ref().unwrap_or(&self.id);
+        let replaced_key = Key::Endpoint(network.clone(), replaced.clone());
+        reads.push(store.read_key(&replaced_key));
         reads.extend(spec.ips.iter().map(|ip| store.read_key(&Key::Address(network.clone(), *ip))));
-        let found = store.read(reads).await?.reads;
-        let [blocks, resting, present, endpoint, known, addresses @ ..] = found.as_slice() else {
+        let answer = store.read(reads).await?;
+        let found = answer.reads;
+        let [blocks, resting, present, endpoint, known, replaced, addresses @ ..] =
+            found.as_slice()
+        else {
             return Ok(None);
         };
         if present.is_empty() {
@@ -255,7 +265,7 @@ impl Attempt<'_> {
             network: self.network,
             host: self.host,
             endpoint: &self.id,
-            adopt: spec.adopt.as_ref(),
+            adopt: spec.adopt.as_ref().or(spec.replaces.as_ref()),
             reserved: &spec.reserved,
             early: false,
         };
@@ -269,6 +279,14 @@ impl Attempt<'_> {
         }
         let revision = known.first().map_or(0, |entry| entry.mod_revision);
         steps.when.push(store.unchanged(&known_key, revision));
+        if let Some(id) = &spec.replaces {
+            let Some(entry) = replaced.first() else {
+                let (endpoint, network) = (id.clone(), network.clone());
+                return Err(Error::NotFound { endpoint, network, revision: answer.revision });
+            };
+            steps.when.push(store.unchanged(&replaced_key, entry.mod_revision));
+            steps.then.push(store.delete(&replaced_key));
+        }
         let allocations = asker.plan(store, &pool, &spec.ips, &held, number, &mut steps)?;
         self.check_mac(&pool, &allocations, &mut steps)?;
         self.write(&allocations, steps).await
@@ -359,7 +377,7 @@ impl Attempt<'_> {
 
     /// Holds while nobody has the MAC, or who is adopted.
     async fn may_have(&self, key: &Key) -> Result<Compare, Error> {
-        if let Some(adopted) = &self.spec.adopt
+        if let Some(adopted) = self.spec.adopt.as_ref().or(self.spec.replaces.as_ref())
             && let Some(holder) = self.store.get::<MacRecord>(key).await?
             && holder.record.endpoint == *adopted
         {

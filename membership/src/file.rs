@@ -17,9 +17,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = directory.join(name);
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
     drop(file);
-    std::fs::rename(&temporary, path)?;
+    if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, path)) {
+        // A full disk is not made fuller by what does not count.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(error);
+    }
     File::open(directory)?.sync_all()
 }

@@ -30,6 +30,7 @@ mod backoff;
 pub mod embedded;
 pub mod endpoint;
 mod file;
+pub mod gateway;
 pub mod gc;
 pub mod ipam;
 pub mod join;

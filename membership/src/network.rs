@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use tokio::time::sleep;
 use tracing::{Instrument, info, info_span};
 
+use crate::gateway;
 use crate::ipam::ATTEMPTS;
 use crate::key::{Key, NetworkId, NetworkName, Range};
 use crate::record::{
@@ -55,6 +56,26 @@ pub enum Error {
         gateway: IpAddr,
         /// Why.
         cause: &'static str,
+    },
+    /// A way out without a gateway to go through.
+    #[error(
+        "{0} needs a gateway of the network's own: create the network with `--gateway IP`, an \
+         address of its subnet"
+    )]
+    NoGateway(&'static str),
+    /// Both would need routes in the hosts, which have one per prefix.
+    #[error(
+        "subnet {subnet} overlaps with {theirs} of network {other}, and both networks would have \
+         routes in their hosts: choose another subnet, or give one of them neither nat_outgoing \
+         nor host_access"
+    )]
+    Overlap {
+        /// The subnet.
+        subnet: IpNet,
+        /// The other network's name.
+        other: NetworkName,
+        /// Its subnet.
+        theirs: IpNet,
     },
     /// Another network has this id.
     #[error("network id {0} is in use already")]
@@ -211,6 +232,7 @@ pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, 
     // Checked with any VNI, since the number is the last thing to be known.
     let mut record = spec.record(id, spec.vni.unwrap_or(Vni::MAX));
     check(&record)?;
+    check_overlap(store, &record).await?;
     let span = info_span!("network", network = %spec.name);
     async {
         let _turn = store.turn().await;
@@ -362,6 +384,11 @@ pub async fn update(
         if record == before {
             return Ok(record);
         }
+        if gateway::is_routed(&record) && !gateway::is_routed(&before)
+            || record.subnets != before.subnets
+        {
+            check_overlap(store, &record).await?;
+        }
         let key = Key::Network(before.id);
         let when = vec![store.unchanged(&key, found.mod_revision)];
         let then = vec![store.put(&key, &record, 0)?];
@@ -371,6 +398,21 @@ pub async fn update(
         tried = Some(record);
     }
     Err(store::Error::Busy { what: "change of a network", attempts: ATTEMPTS }.into())
+}
+
+/// Refuses a network with routes in the hosts whose subnets another such network has. Two that are
+/// made in the same moment may both pass; the hosts then give the routes to one of them.
+async fn check_overlap(store: &Store, record: &NetworkRecord) -> Result<(), Error> {
+    if !gateway::is_routed(record) {
+        return Ok(());
+    }
+    let others = list(store).await?;
+    match gateway::overlap(record, others.iter().map(|found| &found.record)) {
+        None => Ok(()),
+        Some((subnet, other, theirs)) => {
+            Err(Error::Overlap { subnet, other: other.name.clone(), theirs })
+        }
+    }
 }
 
 fn check_fixed(before: &NetworkRecord, after: &NetworkRecord) -> Result<(), Error> {

@@ -167,6 +167,12 @@ impl Watch {
         self.batches.try_recv().ok()
     }
 
+    /// How many batches wait, and how many may before the watch waits for room.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.batches.len(), self.batches.max_capacity())
+    }
+
     /// Whether it is connected.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<WatchStatus> {

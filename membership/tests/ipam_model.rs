@@ -16,7 +16,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Backend, Door, State, World};
 use encap::{MacAddr, Vni};
@@ -549,11 +549,15 @@ async fn run(backend: Backend, seed: u64) {
         session.close().await;
     }
     let by = HostName::new("h0").unwrap();
+    let before = Instant::now();
     let marked = gc::mark_absent(&direct, &by, GRACE).await.unwrap();
     assert_eq!(marked.len(), HOSTS);
     let options = gc::Options { grace: GRACE, host: None };
     let early = gc::find(&direct, &options).await.unwrap();
-    assert!(early.iter().all(|found| !found.is_absence()), "seed {seed}: too early {early:?}");
+    // On a busy machine it is not early any more.
+    if before.elapsed() < GRACE {
+        assert!(early.iter().all(|found| !found.is_absence()), "seed {seed}: too early {early:?}");
+    }
     common::until("the grace is over", async || {
         let found = gc::find(&direct, &options).await.unwrap();
         gc::collect(&direct, &options, Duration::ZERO, |_| true).await.unwrap();

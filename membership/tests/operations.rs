@@ -22,6 +22,7 @@ on_each_store!(
     a_dead_endpoint_is_told_and_passed_over,
     a_late_request_comes_to_nothing,
     an_owner_gives_up_what_is_asked_for,
+    an_endpoint_makes_room_for_another,
     an_unreadable_block_is_left_alone,
     answers_that_are_lost_do_no_harm,
     concurrent_allocation_gives_no_address_twice,
@@ -33,6 +34,7 @@ on_each_store!(
     networks_are_changed_and_removed,
     released_addresses_rest,
     reserved_addresses_are_their_hosts,
+    routed_networks_do_not_overlap,
     static_vteps,
     vnis_are_given_out_once,
 );
@@ -156,6 +158,34 @@ async fn networks_are_changed_and_removed(_: Backend, world: World) {
         network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap().vni,
         created.vni
     );
+}
+
+async fn routed_networks_do_not_overlap(_: Backend, world: World) {
+    let store = world.store();
+    let mut routed = spec("out", &["192.0.2.0/24"]);
+    routed.options.nat_outgoing = Some(true);
+    let error = network::create(&store, &routed).await.unwrap_err();
+    assert!(matches!(error, network::Error::NoGateway("nat_outgoing")), "{error}");
+    routed.gateways = vec![ip("192.0.2.1")];
+    network::create(&store, &routed).await.unwrap();
+    let mut other = spec("other", &["192.0.2.128/25", "2001:db8::/64"]);
+    other.gateways = vec![ip("192.0.2.129")];
+    other.options.host_access = Some(true);
+    let error = network::create(&store, &other).await.unwrap_err();
+    assert!(error.to_string().contains("192.0.2.0/24 of network out"), "{error}");
+    other.options.host_access = None;
+    network::create(&store, &other).await.unwrap();
+    let on = |wanted: &'static str| {
+        network::update(&store, wanted, |record| {
+            record.options.nat_outgoing = Some(true);
+            Ok(())
+        })
+    };
+    let error = on("other").await.unwrap_err();
+    assert!(matches!(error, network::Error::Overlap { .. }), "{error}");
+    // What overlaps with nothing any more may.
+    network::remove(&store, "out", false).await.unwrap();
+    assert_eq!(on("other").await.unwrap().options.nat_outgoing, Some(true));
 }
 
 async fn static_vteps(_: Backend, world: World) {
@@ -487,6 +517,44 @@ async fn docker_takes_an_address_first(_: Backend, world: World) {
     let other = ipam::allocate(&store, &network, &h1, &early, &[ip("192.0.2.40")]).await.unwrap();
     ipam::release(&store, &network.id, &early, &[other[0].ip], Duration::ZERO).await.unwrap();
     attach(&store, &network, "h2", &wanting(&["192.0.2.40"])).await.unwrap();
+}
+
+/// The new one has all that the old one had, and of the old one nothing is left that would be given
+/// out or that could be removed twice.
+async fn an_endpoint_makes_room_for_another(_: Backend, world: World) {
+    let store = world.store();
+    let network = network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
+    let old = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
+    let moving = EndpointSpec {
+        ips: old.ips.clone(),
+        mac: Some(old.mac),
+        replaces: Some(old.id.clone()),
+        ..EndpointSpec::default()
+    };
+    // Of two that take its place at once one has it.
+    let (one, two) = tokio::join!(
+        attach(&store, &network, "h2", &moving),
+        attach(&store, &network, "h3", &moving)
+    );
+    let (new, refused) = match (one, two) {
+        (Ok(new), Err(error)) | (Err(error), Ok(new)) => (new, error),
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(refused, endpoint::Error::NotFound { .. }), "{refused}");
+    assert_eq!((&new.ips, new.mac), (&old.ips, old.mac));
+    let left = endpoint::list(&store, &network.id).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].record.id, new.id);
+    let gone = endpoint::remove(&store, &network.id, &old.id, REST).await.unwrap_err();
+    assert!(matches!(gone, endpoint::Error::NotFound { .. }), "{gone}");
+    let taken = wanting(&[&old.ips[0].to_string()]);
+    let error = attach(&store, &network, "h1", &taken).await.unwrap_err();
+    assert!(error.to_string().contains(new.id.as_str()), "{error}");
+    // Without the word that it makes room, it does not.
+    let greedy = EndpointSpec { replaces: None, ..moving };
+    assert!(attach(&store, &network, "h1", &greedy).await.is_err());
+    endpoint::remove(&store, &network.id, &new.id, Duration::ZERO).await.unwrap();
+    attach(&store, &network, "h1", &taken).await.unwrap();
 }
 
 async fn an_unreadable_block_is_left_alone(_: Backend, world: World) {

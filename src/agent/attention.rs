@@ -51,7 +51,7 @@ impl Attention {
             &mut notes,
             "quarantined endpoints",
             quarantined(agent),
-            "detach that sandbox and attach it again",
+            "detach that sandbox and attach it again; where both should not be, detach the other",
         );
         let now: BTreeSet<String> = notes.keys().cloned().collect();
         for key in self.up.difference(&now) {
@@ -64,13 +64,12 @@ impl Attention {
     }
 }
 
-/// Endpoints that were attached while the store was away with what somebody else has now.
+/// Endpoints of this host with a MAC or an address that somebody else has.
 fn quarantined(agent: &Agent) -> Vec<(String, String)> {
     let notes = agent.attachments().into_iter().filter(|note| note.stage == Stage::Quarantined);
     let told = notes.map(|note| {
         let text = format!(
-            "endpoint {} (sandbox {}) of network {} was attached while the store was away and is \
-             cut off: {}",
+            "endpoint {} (sandbox {}) of network {} is cut off: {}",
             note.endpoint,
             note.sandbox,
             note.network_name,

@@ -34,6 +34,7 @@ pub fn network_error(error: &network::Error) -> Error {
         network::Error::NameTaken { .. }
         | network::Error::VniTaken { .. }
         | network::Error::IdTaken(_)
+        | network::Error::Overlap { .. }
         | network::Error::InUse { .. } => Error::conflict(error.to_string()),
         _ => Error::bad_request(error.to_string()),
     }

@@ -5,27 +5,30 @@ use std::time::Duration;
 use super::Agent;
 use super::tasks::SessionState;
 use crate::datapath::drop::DropReason;
-use crate::telemetry::metrics::Figures;
+use crate::telemetry::metrics::{self, Figures};
 
 /// This moment's figures.
 #[must_use]
 pub fn figures(agent: &Agent) -> Figures {
     let snapshot = agent.tables.reader().load();
-    let name = |key| {
-        snapshot.network(key).map_or_else(String::new, |tables| tables.params().name.to_string())
-    };
     let mut drops = Vec::new();
-    for reason in DropReason::ALL {
-        let found = agent.datapath.drops(*reason);
+    for (reason, found) in DropReason::ALL.iter().zip(agent.datapath.drops()) {
         let direction = reason.direction().name();
         drops.push((reason.name(), direction, String::new(), found.without_network));
-        for (key, count) in found.by_network {
-            drops.push((reason.name(), direction, name(key), count));
+        for (network, count) in found.by_network {
+            drops.push((reason.name(), direction, network.to_string(), count));
         }
     }
-    let ports = snapshot
-        .networks()
-        .map(|(key, tables)| (tables.params().name.to_string(), agent.datapath.port_counters(key)))
+    let traffic = agent.datapath.traffic().into_iter();
+    let ports = traffic.map(|(network, values)| (network.to_string(), values)).collect();
+    let bounds = super::bounds::all(agent)
+        .into_iter()
+        .map(|bound| metrics::Bound {
+            name: bound.name,
+            used: bound.used.map(|used| used as f64),
+            limit: bound.limit as f64,
+            high: bound.high.map(|high| high as f64),
+        })
         .collect();
     let truth = |value: bool| if value { 1.0 } else { 0.0 };
     let macs: usize = snapshot.networks().map(|(_, tables)| tables.macs_len()).sum();
@@ -88,5 +91,5 @@ pub fn figures(agent: &Agent) -> Figures {
             agent.started.elapsed().as_secs_f64(),
         ),
     ];
-    Figures { workers: agent.datapath.counters(), ports, drops, gauges }
+    Figures { workers: agent.datapath.counters(), ports, drops, bounds, gauges }
 }

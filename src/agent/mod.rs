@@ -19,22 +19,28 @@
 //! - *look after*: restores attachments of an earlier run, tells the store what it could not be
 //!   told, notices sandboxes that are gone;
 //! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
+//! - *underlay* ([`underlay`]): follows this host's own interfaces;
+//! - *keep* gateways and uplinks ([`routers`]) as they shall be, and the host's rules with them;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
 
 pub mod api;
 pub mod attention;
+pub mod bounds;
+pub mod claims;
 pub mod figures;
 pub mod garbage;
 mod guards;
 pub mod networks;
 pub mod republish;
 pub mod reserve;
+pub mod routers;
 pub mod state;
 pub mod store;
 pub mod tables;
 pub mod tasks;
+pub mod underlay;
 
 mod convergence;
 mod errors;
@@ -59,6 +65,7 @@ use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
 use networks::Networks;
 use reserve::Book;
+use routers::Routers;
 use state::{Attachment, Stage, StateDir};
 use tables::Tables;
 
@@ -101,6 +108,8 @@ pub struct Agent {
     pub networks: Networks,
     /// Addresses to attach with while the store is away.
     pub reserve: Book,
+    /// The ways out of networks.
+    pub routers: Routers,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -121,8 +130,14 @@ pub struct Agent {
     present: tokio::sync::Notify,
     session: Mutex<tasks::SessionView>,
     watch: watch::Receiver<WatchStatus>,
+    /// How full things were.
+    pub marks: bounds::Marks,
+    /// When the tables were last looked after.
+    pub(crate) followed: Mutex<Instant>,
     /// What the store may have lost of this host.
     doubts: republish::Doubts,
+    /// Who has which MAC and address may have changed.
+    claims: tokio::sync::Notify,
     /// Address on which this process serves the embedded store.
     pub embedded: Option<String>,
     /// By whom hosts are let in to the store that this process serves.
@@ -169,6 +184,7 @@ impl Agent {
         let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
             reserve,
+            routers: Routers::default(),
             name: parts.name,
             id: parts.id,
             config: parts.config,
@@ -188,7 +204,10 @@ impl Agent {
             present: tokio::sync::Notify::new(),
             session: Mutex::new(parts.session),
             watch: parts.watch,
+            marks: bounds::Marks::default(),
+            followed: Mutex::new(Instant::now()),
             doubts: republish::Doubts::default(),
+            claims: tokio::sync::Notify::new(),
             embedded: parts.embedded,
             admission: parts.admission,
             started: Instant::now(),
@@ -211,6 +230,11 @@ impl Agent {
     pub fn mark_settled(&self, endpoint: &str) {
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         settled.insert(endpoint.to_owned());
+    }
+
+    /// Notes that an endpoint's devices are to be set up anew.
+    fn mark_unsettled(&self, endpoint: &str) {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
     }
 
     /// A network by name or id, asked of the store where this host does not know it yet.

@@ -16,16 +16,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use encap::MacAddr;
 use fdb::NetworkKey;
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::record::NetworkRecord;
 
+use super::routers::RouterState;
 use super::tables::Tables;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
+use crate::link::source_check::Guarded;
 use crate::link::{self, NetworkLink, NetworkNs, Owner};
 use crate::port::tap::{self, PortOffload};
 
@@ -44,10 +47,13 @@ pub struct LocalNetwork {
     pub offload: PortOffload,
     /// Queues of its port.
     pub queues: usize,
-    /// The ports whose sources this run has had checked, by endpoint, with their indexes; `None`
-    /// until all of them have been looked at once. Held while the checks change.
-    pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, (String, u32)>>>,
+    /// The ports whose sources this run has had checked, by endpoint; `None` until all of them have
+    /// been looked at once. Held while the checks change, or who carries local frames.
+    pub(super) guarded: tokio::sync::Mutex<Option<BTreeMap<String, Guarded>>>,
+    /// Gateway and uplink. Held while they change.
+    pub(super) router: tokio::sync::Mutex<RouterState>,
     mtu: AtomicU16,
+    switched: AtomicBool,
 }
 
 impl LocalNetwork {
@@ -60,6 +66,17 @@ impl LocalNetwork {
     /// Notes the MTU that the devices were given.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Whether the switch carries frames between two sandboxes of this host, and not the bridge.
+    #[must_use]
+    pub fn is_switched(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
+    }
+
+    /// Notes who carries them from now on.
+    pub(super) fn set_switched(&self, switched: bool) {
+        self.switched.store(switched, Ordering::Relaxed);
     }
 }
 
@@ -74,14 +91,22 @@ pub struct Networks {
     owner: Owner,
     workers: usize,
     offload: PortOffload,
+    router_mac: MacAddr,
     held: tokio::sync::Mutex<HashMap<NetworkId, Held>>,
 }
 
 impl Networks {
-    /// `workers` queues per port, each with at most `offload`.
+    /// `workers` queues per port, each with at most `offload`; `router_mac` is that of frames which
+    /// this host routes.
     #[must_use]
-    pub fn new(owner: Owner, workers: usize, offload: PortOffload) -> Self {
-        Self { owner, workers, offload, held: tokio::sync::Mutex::new(HashMap::new()) }
+    pub fn new(owner: Owner, workers: usize, offload: PortOffload, router_mac: MacAddr) -> Self {
+        Self { owner, workers, offload, router_mac, held: tokio::sync::Mutex::default() }
+    }
+
+    /// The MAC of frames that this host routes.
+    #[must_use]
+    pub fn router_mac(&self) -> MacAddr {
+        self.router_mac
     }
 
     /// Whose devices these are.
@@ -179,6 +204,16 @@ impl Networks {
         self.held.lock().await.values().map(|held| Arc::clone(&held.network)).collect()
     }
 
+    /// Asks the devices which frames their queues had no room for.
+    pub async fn note_overflows(&self, datapath: &Datapath) {
+        for local in self.all().await {
+            match local.namespace.overflowed(TAP).await {
+                Ok(overflowed) => datapath.note_overflow(local.key, overflowed),
+                Err(err) => tracing::debug!(network = %local.id, %err, "no counters of a port"),
+            }
+        }
+    }
+
     async fn set_up(
         &self,
         record: &NetworkRecord,
@@ -186,10 +221,16 @@ impl Networks {
         datapath: &Datapath,
     ) -> Result<LocalNetwork, Error> {
         let mtu = tables.network_mtu(&record.id);
+        let router = !gateway::own(record).is_empty();
         let wanted = NetworkLink {
             pin: self.pin(&record.id),
             mtu: u32::from(mtu),
-            bridge_mac: bridge_mac(self.owner.hash(), record.id.as_str()),
+            router,
+            bridge_mac: if router {
+                self.router_mac
+            } else {
+                bridge_mac(self.owner.hash(), record.id.as_str())
+            },
         };
         let namespace = link::network::ensure(&wanted).await.map_err(|e| super::link_error(&e))?;
         let opened =
@@ -204,6 +245,7 @@ impl Networks {
                 )
         })?;
         namespace.attach_tap(TAP, u32::from(mtu)).await.map_err(|err| super::link_error(&err))?;
+        let overflowed = namespace.overflowed(TAP).await.map_err(|err| super::link_error(&err))?;
         let key = tables.activate(&record.id)?;
         if let Some(port) = tables.udp_port(key)
             && let Err(err) = datapath.listen(port)
@@ -213,7 +255,8 @@ impl Networks {
                 .cause(err.to_string()));
         }
         let count = queues.len();
-        datapath.add_port(key, queues);
+        let switched = tables.switches_locally(key);
+        datapath.add_port(key, record.name.as_str(), queues, overflowed, switched);
         Ok(LocalNetwork {
             id: record.id.clone(),
             key,
@@ -221,7 +264,9 @@ impl Networks {
             offload,
             queues: count,
             guarded: tokio::sync::Mutex::default(),
+            router: tokio::sync::Mutex::default(),
             mtu: AtomicU16::new(mtu),
+            switched: AtomicBool::new(switched),
         })
     }
 }

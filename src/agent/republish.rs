@@ -75,6 +75,12 @@ impl Doubts {
         self.rolled_back.fetch_or(batch.rolled_back, Ordering::AcqRel);
     }
 
+    /// Something of ours is missing.
+    pub fn suspect(&self) {
+        self.missing.store(true, Ordering::Release);
+        self.raised.notify_one();
+    }
+
     /// What was noted has been applied.
     pub fn raise(&self) {
         let noted = [&self.missing, &self.rolled_back];
@@ -138,6 +144,10 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
         let told = agent.tables.view(|view| view.endpoint(&network.id, &id).is_some());
         // It may have been detached since the list was made.
         if (told && !rolled_back) || !agent.is_published(&note.endpoint) {
+            continue;
+        }
+        // What somebody else has by now is his (`super::claims`).
+        if !told && !rolled_back && agent.rival(note).is_some() {
             continue;
         }
         match endpoint(agent, note, &network, &id).await {

@@ -19,6 +19,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,6 +52,27 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// What to do.
+    #[must_use]
+    pub fn next_step(&self) -> Option<String> {
+        let Self::File { path, source, .. } = self else { return None };
+        let step = match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => {
+                "the disk is full: make room on the file system of"
+            }
+            Some(libc::EROFS) => {
+                "the file system is read-only: mount it writable, or choose another --state-dir than that of"
+            }
+            Some(libc::EACCES | libc::EPERM) => {
+                "the agent overrides no file permissions, even as root: make its user the owner of"
+            }
+            _ => "check the directory and its disk, or choose another --state-dir than that of",
+        };
+        Some(format!("{step} {}", path.display()))
+    }
 }
 
 /// How far an attachment is.
@@ -147,7 +169,11 @@ impl StateDir {
             move |source| Error::File { what, path, source }
         };
         let attachments = path.join("attachments");
-        fs::create_dir_all(&attachments).map_err(failed("make", &attachments))?;
+        // Its owner's alone: certificates and the embedded store lie below it. One that is there
+        // keeps the mode that somebody gave it.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&attachments).map_err(failed("make", &attachments))?;
         let lock_path = path.join("lock");
         let file = File::options()
             .create(true)
@@ -255,10 +281,18 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     static WRITES: AtomicU64 = AtomicU64::new(0);
     let write = WRITES.fetch_add(1, Ordering::Relaxed);
     let fresh = path.with_extension(format!("{write}.{FRESH}"));
-    let mut file = File::create(&fresh).map_err(failed("write"))?;
-    file.write_all(bytes).map_err(failed("write"))?;
-    file.sync_all().map_err(failed("write"))?;
-    fs::rename(&fresh, path).map_err(failed("replace"))?;
+    let written = File::create(&fresh).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    let replaced = written
+        .map_err(failed("write"))
+        .and_then(|()| fs::rename(&fresh, path).map_err(failed("replace")));
+    if let Err(error) = replaced {
+        // A full disk is not made fuller by what does not count.
+        let _ = fs::remove_file(&fresh);
+        return Err(error);
+    }
     if let Some(dir) = path.parent().and_then(|dir| File::open(dir).ok()) {
         dir.sync_all().map_err(failed("replace"))?;
     }

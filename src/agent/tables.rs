@@ -24,7 +24,7 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, Place, Revision, VtepKey};
 use membership::key::{EndpointId, HostName, Key, NetworkId};
 use membership::reconcile::{Defaults, Reconciler};
-use membership::record::{EndpointRecord, Record};
+use membership::record::{EndpointRecord, Record, VtepRecord};
 use membership::view::View;
 use membership::watch::{Batch, Event};
 use tokio::sync::watch;
@@ -35,8 +35,6 @@ use crate::datapath::Datapath;
 use crate::datapath::learn::Learned;
 use crate::datapath::responder;
 
-/// A learned address is forgotten when it was not confirmed for this long.
-const LEARNED_MAX_AGE: Millis = Millis(300_000);
 /// An announcement is at most an unsolicited neighbor advertisement.
 const ANNOUNCEMENT_BYTES: usize = 128;
 
@@ -69,13 +67,15 @@ pub struct Tables {
     reader: fdb::Reader,
     started: Instant,
     host: HostName,
+    learned_age: Millis,
     reached: watch::Sender<Revision>,
 }
 
 impl Tables {
-    /// Starts from `view`, which may be a snapshot of an earlier run or empty.
+    /// Starts from `view`, which may be a snapshot of an earlier run or empty. A learned address is
+    /// forgotten when it was not confirmed for `learned_age`.
     #[must_use]
-    pub fn new(host: HostName, defaults: Defaults, view: View) -> Self {
+    pub fn new(host: HostName, defaults: Defaults, view: View, learned_age: Millis) -> Self {
         let (writer, reader) = fdb::channel();
         let reconciler = Reconciler::new(host.clone(), defaults);
         let revision = view.revision();
@@ -93,6 +93,7 @@ impl Tables {
             reader,
             started: Instant::now(),
             host,
+            learned_age,
             reached: watch::Sender::new(revision),
         };
         tables.change(|inner, now| inner.reconciler.resync(&inner.view, now));
@@ -239,7 +240,7 @@ impl Tables {
             for vtep in suspects.into_iter().filter(|vtep| heard(*vtep)) {
                 inner.reconciler.heard(vtep, now);
             }
-            let mut deltas = vec![Delta::Age { now, max_age: LEARNED_MAX_AGE }];
+            let mut deltas = vec![Delta::Age { now, max_age: self.learned_age }];
             deltas.extend(inner.reconciler.tick(&inner.view, now));
             deltas
         })
@@ -266,6 +267,12 @@ impl Tables {
             Error::not_found(format!("network {network} is not known on this host"))
                 .next_step("`skybridge status` shows whether the store is connected")
         })
+    }
+
+    /// This host's own VTEPs have changed.
+    pub fn set_own_vteps(&self, vteps: &[VtepRecord]) {
+        let _ = self
+            .change(|inner, now| inner.reconciler.set_own_vteps(&inner.view, vteps.to_vec(), now));
     }
 
     /// Takes a network's tables away.
@@ -428,6 +435,13 @@ impl Tables {
     #[must_use]
     pub fn writer_stats(&self) -> fdb::Stats {
         self.lock().writer.stats()
+    }
+
+    /// The limits of the table writer, and how many former generations wait for their readers.
+    #[must_use]
+    pub fn writer_limits(&self) -> (fdb::Limits, usize) {
+        let inner = self.lock();
+        (inner.writer.limits(), inner.writer.retired())
     }
 
     /// The host that these tables are of.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::session;
 use membership::view::Journal;
@@ -72,6 +73,8 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
         tokio::select! {
             batch = watch.next() => {
                 let Some(mut batch) = batch else { return };
+                let (waiting, limit) = watch.waiting();
+                agent.marks.batches(waiting, limit);
                 // What has piled up makes one generation.
                 while batch.events.len() < EVENTS_MAX
                     && let Some(next) = watch.try_next()
@@ -89,8 +92,10 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 if asked {
                     agent.reserve.wake();
                 }
+                agent.claims.notify_one();
                 if complete {
                     settle_mtus(&agent).await;
+                    agent.settle_carriers().await;
                     if !synced {
                         synced = true;
                         tracing::info!(
@@ -110,9 +115,13 @@ pub async fn follow(agent: Arc<Agent>, mut watch: Watch) {
                 agent.reserve.contact(session.state == SessionState::Held, session.ttl);
                 let announcements = agent.tables.tick(|vtep| agent.datapath.heard(vtep));
                 agent.tables.announce(announcements, &agent.datapath);
+                agent.claims.notify_one();
                 // A host that left for good no longer holds the MTU down, and no record says so.
                 settle_mtus(&agent).await;
+                agent.settle_carriers().await;
                 attention.look(&agent);
+                let _ = super::bounds::all(&agent);
+                *agent.followed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             }
         }
     }
@@ -215,6 +224,7 @@ pub async fn look_after(agent: Arc<Agent>) {
             restore_attachments(&agent, false).await;
         }
         detach_gone(&agent).await;
+        agent.networks.note_overflows(&agent.datapath).await;
         if agent.session().state == SessionState::Held && agent.watch_status().is_connected() {
             // A request whose answer was lost may be carried out after all that undid it.
             remove_orphans(&agent).await;
@@ -392,6 +402,8 @@ pub async fn remove_orphans(agent: &Agent) {
         view.endpoints()
             .filter(|item| item.record.host == agent.name)
             .filter(|item| item.record.incarnation <= agent.incarnation())
+            // Those of the host itself have no note ([`super::routers`]).
+            .filter(|item| !gateway::is_host_endpoint(&item.record.id))
             .map(|item| Arc::clone(&item.record))
             .collect()
     });
@@ -473,6 +485,7 @@ pub async fn settle_mtus(agent: &Agent) {
             sandboxes().await;
         }
         local.set_mtu(wanted);
+        agent.routers.wake();
         tracing::info!(network = %local.id, before, mtu = wanted, "the network's MTU changed");
     }
 }

@@ -75,7 +75,7 @@ pub enum Command {
     /// Show what was dropped, why, and what to look at
     #[command(long_about = help::DROPS, after_long_help = help::DROPS_EXAMPLES)]
     Drops(DropsArgs),
-    /// Show counters
+    /// Show counters and limits
     #[command(long_about = help::STATS, after_long_help = help::STATS_EXAMPLES)]
     Stats(StatsArgs),
     /// Find, and with --apply remove, what no living owner has in the store
@@ -202,9 +202,13 @@ pub struct CreateArgs {
     /// MTU inside in bytes [default: the least underlay MTU of its hosts less the overhead]
     #[arg(long, value_name = "BYTES", value_parser = check::mtu)]
     pub mtu: Option<u16>,
-    /// Address that `attach --default-route` routes through, at most one per subnet [default: none]
+    /// Address that every host answers to as the network's router, at most one per subnet
+    /// [default: none]
     #[arg(long, value_name = "IP|none", value_parser = gateway)]
     pub gateway: Vec<Gateway>,
+    /// Let endpoints reach the world, masqueraded behind their host's address; needs a gateway
+    #[arg(long)]
+    pub nat_outgoing: bool,
     /// Addresses that are never given out: one, a range IP-IP, or a prefix; several times for several
     #[arg(long, value_name = "IP|RANGE", value_parser = check::range)]
     pub exclude: Vec<String>,
@@ -223,7 +227,7 @@ pub struct CreateArgs {
 #[derive(Args, Clone, Debug)]
 #[command(
     override_usage = "skybridge network update [OPTIONS] <NAME>",
-    group = ArgGroup::new("change").required(true).multiple(true).args(["mtu", "options", "labels"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["mtu", "nat_outgoing", "options", "labels"])
 )]
 pub struct UpdateArgs {
     /// Name or id of the network
@@ -232,6 +236,15 @@ pub struct UpdateArgs {
     /// MTU inside in bytes, or `auto` to derive it from the underlay
     #[arg(long, value_name = "BYTES|auto", value_parser = mtu_or_auto)]
     pub mtu: Option<u16>,
+    /// Let endpoints reach the world, or with `=false` no more
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub nat_outgoing: Option<bool>,
     /// Set an option; without `=VALUE` back to its default
     #[arg(long = "option", short = 'o', value_name = "KEY[=VALUE]", value_parser = change)]
     pub options: Vec<(String, Option<String>)>,
@@ -317,6 +330,9 @@ pub struct AttachArgs {
     /// MAC to take [default: 02:42 and the IPv4 address]
     #[arg(long, value_parser = check::mac)]
     pub mac: Option<MacAddr>,
+    /// Take over the MAC, addresses, name and labels of this endpoint, which is cut off where it was
+    #[arg(long = "move", value_name = "ENDPOINT", value_parser = check::reference, conflicts_with_all = ["ips", "mac"])]
+    pub moves: Option<String>,
     /// Name of the interface in the namespace
     #[arg(long, value_name = "IFNAME", default_value = DEFAULT_IFNAME, value_parser = check::ifname)]
     pub ifname: String,

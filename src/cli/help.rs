@@ -30,7 +30,7 @@ Look:
   fdb        Show where each MAC is
   neighbors  Show which MAC each address has
   drops      Show what was dropped, why, and what to look at
-  stats      Show counters
+  stats      Show counters and limits
   gc         Find, and with --apply remove, what no living owner has in the store
   enter      Run a command or a shell in a network's private namespace
 
@@ -114,7 +114,7 @@ Examples:
       h1# skybridge store token --host h2
       h2# skybridge join TOKEN --name h2
   In one line:
-      h1# skybridge store token --host h2 | ssh h2 'xargs skybridge join --name h2'
+      h1# skybridge store token --host h2 | ssh h2 skybridge join - --name h2
   Take the host out again:
       h1# cd /var/lib/skybridge/pki && etcdctl --endpoints https://192.0.2.1:2379
           --cacert ca.pem --cert root.pem --key root.pem user delete h2";
@@ -182,6 +182,7 @@ certificate by itself.";
 pub(super) const JOIN_EXAMPLES: &str = "\
 Examples:
       h2# skybridge join TOKEN
+      h1# skybridge store token | ssh h2 skybridge join -
       h2# skybridge join TOKEN --name h2 --state-dir /srv/skybridge
       h2# skybridge agent --vtep 192.0.2.2";
 
@@ -209,17 +210,23 @@ Options (--option KEY=VALUE), each with its default:
   compat=none          swarm: behave like Docker Swarm's overlay (outer DF clear, no broadcast)
   learning=false       learn MACs from received frames; true where the network has static VTEPs
   flood_unknown=false  send frames for unknown MACs to every VTEP; true where the network learns
+  nat_outgoing=false   endpoints reach the world, masqueraded; needs a gateway
+  host_access=false    endpoints reach their host, hosts reach endpoints; true with nat_outgoing
   source_check=mac     what a received source is checked for: mac, mac+ip, or strict (known MACs only)
 
-This version routes nothing itself: a gateway is the address of a router of yours behind a static
-VTEP, and no endpoint gets it.";
+A gateway is the network's router: every host answers for it to its own endpoints, with one MAC, and
+`attach --default-route` routes through it. Where a static VTEP has that address (`network vtep add
+--mac MAC=IP`), the router there is the gateway, and hosts answer for nothing.
+
+Networks with nat_outgoing or host_access have routes in their hosts, so their subnets must not
+overlap with those of another such network. Any others may.";
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
       skybridge network create blue --subnet 198.51.100.0/24
-  Both families, a VNI of your own, a router of yours behind a static VTEP:
+  Both families, a VNI of your own, a gateway, and a way to the world:
       skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
-          --gateway 203.0.113.1 --gateway 2001:db8:53::1
+          --gateway 203.0.113.1 --gateway 2001:db8:53::1 --nat-outgoing
   Only known MACs may send:
       skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict";
 
@@ -242,6 +249,9 @@ pub(super) const UPDATE_EXAMPLES: &str = "\
 Examples:
       skybridge network update blue --mtu 1400
       skybridge network update blue --option source_check=strict --label team=web
+  The world, but not the host; and no more:
+      skybridge network update blue --nat-outgoing --option host_access=false
+      skybridge network update blue --nat-outgoing=false
   Back to the option's default, and no label:
       skybridge network update blue --option source_check --label team";
 
@@ -297,6 +307,8 @@ Examples:
       skybridge attach blue --netns 4711 --ip 198.51.100.7 --ifname eth1 --name web
   With its default route through the network's gateway (see `network create --gateway`):
       skybridge attach blue --netns c1 --default-route
+  In the place of an endpoint that another host has, with its MAC, addresses and name:
+      skybridge attach blue --netns c1 --move web
   A Docker container that was started with --network none:
       skybridge attach blue --netns $(docker inspect -f '{{.State.Pid}}' web)";
 
@@ -372,9 +384,11 @@ Examples:
       skybridge drops --all";
 
 pub(super) const STATS: &str = "\
-Show counters
+Show counters and limits
 
-Counters run since the agent started. With --watch, what happened per second since the last look.";
+Counters run since the agent started, those of a network also while it is not here. Limits are of
+queues and tables: how much is in use and was at most. With --watch, what happened per second since
+the last look.";
 
 pub(super) const STATS_EXAMPLES: &str = "\
 Examples:

@@ -288,6 +288,7 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
                 netns: args.netns,
                 ips: args.ips,
                 mac: args.mac,
+                moves: args.moves,
                 ifname: args.ifname,
                 name: args.name,
                 default_route: args.default_route,
@@ -370,7 +371,7 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
                 mtu: args.mtu,
                 gateway: gateway(args.gateway)?,
                 exclude: args.exclude,
-                nat_outgoing: false,
+                nat_outgoing: args.nat_outgoing,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),
             };
@@ -390,7 +391,7 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
         NetworkCommand::Update(args) => {
             let request = UpdateNetwork {
                 mtu: args.mtu,
-                nat_outgoing: None,
+                nat_outgoing: args.nat_outgoing,
                 options: args.options.into_iter().collect(),
                 labels: args.labels.into_iter().collect(),
             };

@@ -1,6 +1,6 @@
 //! `skybridge store` with its commands, and `skybridge join`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -183,7 +183,8 @@ pub struct CompactArgs {
 /// `skybridge join`.
 #[derive(Args, Clone, Debug)]
 pub struct JoinArgs {
-    /// What `skybridge store token` printed on the host that serves the store
+    /// What `skybridge store token` printed on the host that serves the store; - reads it from
+    /// standard input, where nobody else on this machine sees it
     #[arg(value_name = "TOKEN")]
     pub token: String,
     /// Name of this host, unique in the cluster [default: the machine's host name]
@@ -355,8 +356,12 @@ pub(super) fn join(args: &JoinArgs) -> Result<ExitCode, Failure> {
     };
     let effective = config::load(&flags, |name| std::env::var(name).ok(), Purpose::CleanUp)?;
     let (name, state_dir) = (effective.config.name, effective.config.state_dir);
+    let token = match args.token.as_str() {
+        "-" => first_line(io::stdin().lock())?,
+        token => token.to_owned(),
+    };
     let joined =
-        super::block_on(async { Ok(store::join::join(&args.token, &name, &state_dir).await?) })?;
+        super::block_on(async { Ok(store::join::join(&token, &name, &state_dir).await?) })?;
     print(&format!(
         "joined the store at {} as {}\nstart the agent: skybridge agent --vtep IP{}\n",
         joined.endpoints.join(", "),
@@ -366,6 +371,22 @@ pub(super) fn join(args: &JoinArgs) -> Result<ExitCode, Failure> {
             None => String::new(),
         }
     ))
+}
+
+/// The longest token that is read from standard input, in bytes.
+const TOKEN_MAX: u64 = 64 * 1024;
+
+fn first_line(input: impl io::BufRead) -> Result<String, Failure> {
+    let mut line = String::new();
+    let read = io::Read::take(input, TOKEN_MAX).read_line(&mut line);
+    match read {
+        Ok(_) if !line.trim().is_empty() => Ok(line.trim().to_owned()),
+        Ok(_) => Err(Failure::new("there is no token on standard input")
+            .next_step("skybridge store token | ssh h2 'skybridge join -'")),
+        Err(err) => {
+            Err(Failure::new("the token cannot be read from standard input").cause(err.to_string()))
+        }
+    }
 }
 
 /// A word to the person at the command, beside its output.

@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) user: User,
     pub(super) session: Session,
     pub(super) datapath: Datapath,
+    pub(super) uplink: Uplink,
     pub(super) log: Log,
 }
 
@@ -64,8 +65,16 @@ pub(super) struct Session {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Datapath {
     pub(super) source_ports: Value<i64>,
+    pub(super) learned_age: Value<String>,
     pub(super) nice: Value<i64>,
     pub(super) disable: Value<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Uplink {
+    pub(super) ipv4: Value<String>,
+    pub(super) ipv6: Value<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -156,6 +156,12 @@ pub const KEYS: &[Key] = &[
         "UDP source ports per worker, 1 to 64; the underlay spreads flows by them.",
     ),
     key(
+        "datapath.learned_age",
+        r#""5m""#,
+        r#""5m""#,
+        "A learned address is forgotten when it was not seen for this long, 2s to 24h.",
+    ),
+    key(
         "datapath.nice",
         "-6",
         "-6",
@@ -168,6 +174,20 @@ pub const KEYS: &[Key] = &[
         r#"["uso"]"#,
         "Capabilities not to use even where they exist: tso, uso, csum, udp-gso, udp-gro, \
          coalesce, multiqueue.",
+    ),
+    key(
+        "uplink.ipv4",
+        r#""169.254.64.0/18""#,
+        r#""169.254.64.0/18""#,
+        "Where the IPv4 addresses of uplinks come from, two for each network with nat_outgoing or \
+         host_access on this host. Only the two ends of an uplink use them; no interface of the \
+         host or of a network may have an address of it.",
+    ),
+    key(
+        "uplink.ipv6",
+        r#""fdb1:5c7e:d42::/64""#,
+        r#""fdb1:5c7e:d42::/64""#,
+        "Where the IPv6 addresses of uplinks come from.",
     ),
     key(
         "log.level",

@@ -15,8 +15,8 @@ use super::store::{Trust, address, embedded_of, store_prefix, stores, tls_of, us
 use super::vtep::vteps;
 use super::{
     Capability, Config, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UDP_PORT, Datapath, Effective,
-    Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Source, Store, Tls, WORKERS_MAX,
-    environment,
+    Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Source, Store, Tls, Uplink,
+    WORKERS_MAX, environment,
 };
 use crate::control::check::{self, Invalid};
 
@@ -34,7 +34,7 @@ pub(super) fn resolve(
         None => File::default(),
     };
     let mut layers = Layers { file: text, environment, settings: Vec::new() };
-    let File { tls, user, session, datapath, log, .. } = file;
+    let File { tls, user, session, datapath, uplink, log, .. } = file;
 
     let state_dir = flags.state_dir.as_deref().map(path_text);
     let state_dir = layers.pick(state_dir, "state-dir", file.state_dir);
@@ -123,6 +123,10 @@ pub(super) fn resolve(
         },
     };
     let datapath = datapath_of(&mut layers, flags, file.workers, datapath)?;
+    let uplink = Uplink {
+        ipv4: pool(&mut layers, "uplink.ipv4", uplink.ipv4, DEFAULT_UPLINK_V4, 30)?,
+        ipv6: pool(&mut layers, "uplink.ipv6", uplink.ipv6, DEFAULT_UPLINK_V6, 126)?,
+    };
 
     let socket = flags.socket.as_deref().map(path_text);
     let variable = environment::SOCKET;
@@ -143,6 +147,7 @@ pub(super) fn resolve(
         udp_port,
         store,
         datapath,
+        uplink,
         state_dir,
         socket,
         socket_group,
@@ -213,6 +218,12 @@ fn datapath_of(
     let source_ports = layers.pick(None, "", datapath.source_ports);
     let source_ports =
         layers.number("datapath.source_ports", source_ports, 8, 1..=SOURCE_PORTS_MAX as i64)?;
+    let learned_age = layers.duration(
+        "datapath.learned_age",
+        datapath.learned_age,
+        Duration::from_secs(300),
+        Duration::from_secs(2)..=Duration::from_secs(86_400),
+    )?;
     let nice = layers.pick(None, "", datapath.nice);
     let nice = layers.number("datapath.nice", nice, NICE, -20..=19)?;
     let disable = layers.pick(list(flags.disable.clone()), "disable", datapath.disable);
@@ -223,7 +234,41 @@ fn datapath_of(
     })?;
     let names = disable.value.iter().map(|c| Value::String(c.to_string())).collect();
     layers.note("datapath.disable", &disable, Value::Array(names));
-    Ok(Datapath { workers, source_ports, nice, disable: disable.value })
+    Ok(Datapath { workers, source_ports, learned_age, nice, disable: disable.value })
+}
+
+/// Link-local, and not where clouds have their metadata (169.254.169.254).
+const DEFAULT_UPLINK_V4: &str = "169.254.64.0/18";
+/// A unique local prefix (RFC 4193) of this program.
+const DEFAULT_UPLINK_V6: &str = "fdb1:5c7e:d42::/64";
+
+/// A prefix that holds two pairs of addresses at least.
+fn pool<T>(
+    layers: &mut Layers<'_>,
+    key: &'static str,
+    found: Option<Spanned<String>>,
+    default: &str,
+    longest: u8,
+) -> Result<T, Error>
+where
+    T: std::str::FromStr + Copy + ToString + Into<ipnet::IpNet>,
+{
+    let found = layers.pick(None, "", found).unwrap_or_else(|| Found::default(default.to_owned()));
+    let found = found.parse(key, |text| {
+        let next = format!("write a prefix of this family, at most /{longest}, such as {default}");
+        let invalid = |cause: &str| Invalid::new(format!("`{text}`: {cause}"), next.clone());
+        let pool: T = text.parse().map_err(|_| invalid("no such prefix"))?;
+        let net: ipnet::IpNet = pool.into();
+        if net.prefix_len() > longest {
+            return Err(invalid("it is too small"));
+        }
+        if net != net.trunc() {
+            return Err(invalid("it has host bits set"));
+        }
+        Ok(pool)
+    })?;
+    layers.note(key, &found, found.value.to_string());
+    Ok(found.value)
 }
 
 fn capability(name: &str) -> Result<Capability, Invalid> {

@@ -516,6 +516,14 @@ impl Check for Attach {
         if let Some(mac) = self.mac {
             part("MAC", check_mac(mac))?;
         }
+        if let Some(endpoint) = &self.moves {
+            part("endpoint", reference(endpoint))?;
+            if !self.ips.is_empty() || self.mac.is_some() {
+                return Err(Error::bad_request("a move cannot ask for addresses or a MAC")
+                    .cause("the endpoint keeps those that it has")
+                    .next_step("leave the addresses and the MAC out"));
+            }
+        }
         part("interface name", ifname(&self.ifname))?;
         if let Some(text) = &self.name {
             part("name", name(text))?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub enum Error {
     Denied {
         /// The socket.
         socket: PathBuf,
+        /// Its group, where that can be seen and is not root's.
+        group: Option<String>,
     },
     /// Nobody listens.
     #[error("no agent answers on {socket}: {source}")]
@@ -82,9 +85,15 @@ impl Error {
             Self::Broken { .. } => Some(
                 "the agent's log says more; `skybridge status` shows whether it is back".into(),
             ),
-            Self::Denied { .. } => {
-                Some("run the command as root or as a member of the socket's group".to_owned())
-            }
+            Self::Denied { group: Some(group), .. } => Some(format!(
+                "run the command as root or as a member of the group {group}; a new membership \
+                 counts from the next login"
+            )),
+            Self::Denied { group: None, .. } => Some(
+                "run the command as root, or start the agent with --socket-group so that a group \
+                 may use its socket"
+                    .to_owned(),
+            ),
             Self::NoAgent { .. } => Some(
                 "is the agent running? start it with `skybridge agent`, or name its socket with \
                  --socket"
@@ -96,6 +105,14 @@ impl Error {
             ),
         }
     }
+}
+
+/// The name of a socket's group, or its number; `None` where it cannot be looked at, or is root's.
+fn group_of(socket: &Path) -> Option<String> {
+    let gid = std::fs::symlink_metadata(socket).ok()?.gid();
+    let found = nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(gid));
+    let name = found.ok().flatten().map_or_else(|| gid.to_string(), |group| group.name);
+    (gid != 0).then_some(name)
 }
 
 /// A client of one agent. Each operation has a connection of its own.
@@ -155,7 +172,9 @@ impl Client {
             |err: hyper::Error| Error::Broken { socket: socket(), detail: err.to_string() };
         let stream =
             UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
-                io::ErrorKind::PermissionDenied => Error::Denied { socket: socket() },
+                io::ErrorKind::PermissionDenied => {
+                    Error::Denied { socket: socket(), group: group_of(&self.socket) }
+                }
                 _ => Error::NoAgent { socket: socket(), source },
             })?;
         let (mut sender, connection) =

@@ -1,29 +1,28 @@
-//! What ARP and neighbor discovery say about who has an address.
+//! What a frame from the wire says about who has an address.
 //!
-//! Receivers believe such frames, so one that contradicts the tables would lead the traffic of its
-//! victim astray until the victim's neighbors ask again. Those from the wire are therefore held
-//! against the tables in every network, whatever its source check; no other frame costs more than
-//! the look at its type.
+//! Receivers believe ARP and neighbor discovery, so one that contradicts the tables would lead the
+//! traffic of its victim astray until the victim's neighbors ask again. Those from the wire are
+//! therefore held against the tables in every network, whatever its source check; no other frame
+//! costs more than the look at its type.
+//!
+//! Fields are read where they lie and not by the views of `encap`, which are stricter than
+//! receivers: Linux takes ARP of the hardware type of IEEE 802 too (net/ipv4/arp.c, `arp_process`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use encap::MacAddr;
 use encap::ethernet::EtherType;
+use encap::{MacAddr, icmpv6, ipv6, ndp};
 use fdb::NetworkTables;
 
-use super::inner;
+use super::inner::{self, Inner};
 
-const ICMPV6: u8 = 58;
-/// Bytes of an IPv6 header.
-const IPV6_LEN: usize = 40;
-/// Redirects are the last of the five messages (RFC 4861 section 4).
+/// Router solicitation is the first of the five messages, redirect the last (RFC 4861 section 4).
 const FIRST: u8 = 133;
 const REDIRECT: u8 = 137;
 /// Where the options of each message begin, from router solicitation on (RFC 4861 sections 4.1 to
 /// 4.5).
 const OPTIONS: [usize; 5] = [8, 16, 24, 24, 40];
-const ADVERTISEMENT: u8 = 136;
-/// Where an advertisement has its target.
+/// Where an advertisement has its target (RFC 4861 section 4.4).
 const TARGET: usize = 8;
 /// Source and target link-layer address, each one unit of eight bytes long on Ethernet (RFC 2464
 /// section 6).
@@ -31,44 +30,68 @@ const LINK_LAYER: [u8; 2] = [1, 2];
 /// Options that are looked at; a message of more says nothing that anybody needs.
 const OPTIONS_MAX: usize = 16;
 
-/// Whether the frame claims an address for a MAC that the tables give to another one. `source` is the
-/// frame's source MAC.
+/// Whether the frame says that its sender has one of `addresses`: as the source of IPv4, IPv6 or
+/// ARP, or as the target of a neighbor advertisement.
 #[must_use]
-pub fn contradicts(frame: &[u8], source: MacAddr, tables: &NetworkTables) -> bool {
-    let owner = |address: IpAddr| tables.neighbor(address).map(|neighbor| neighbor.mac);
-    match inner::payload(frame) {
-        Some((EtherType::ARP, at)) => {
-            let claim = || {
-                let mac = MacAddr::from_slice(frame.get(at + 8..)?)?;
-                let sender: [u8; 4] = *frame.get(at + 14..)?.first_chunk()?;
-                Some(owner(Ipv4Addr::from(sender).into())? != mac)
-            };
-            claim().unwrap_or(false)
-        }
-        Some((EtherType::IPV6, at)) if frame.get(at + 6) == Some(&ICMPV6) => {
-            discovery(frame, at, source, owner).unwrap_or(false)
-        }
-        _ => false,
-    }
+pub fn names_one_of(inner: &Inner<'_>, addresses: &[IpAddr]) -> bool {
+    let has = |address: Option<IpAddr>| address.is_some_and(|it| addresses.contains(&it));
+    has(inner.source())
+        || discovery(inner).is_some_and(|message| {
+            message.first() == Some(&ndp::ADVERTISEMENT) && has(inner::v6(message, TARGET))
+        })
 }
 
-/// As [`contradicts`], for ICMPv6 in the packet at `at`; `None` where nothing is claimed.
-fn discovery(
-    frame: &[u8],
-    at: usize,
+/// Whether the frame claims, by ARP or neighbor discovery, an address for a MAC that the tables give
+/// to another one. `source` is the frame's source MAC.
+#[must_use]
+pub fn contradicts(inner: &Inner<'_>, source: MacAddr, tables: &NetworkTables) -> bool {
+    let owner = |address: IpAddr| tables.neighbor(address).map(|neighbor| neighbor.mac);
+    let claim = || match inner.ether_type {
+        EtherType::ARP => {
+            let mac = MacAddr::from_slice(inner.frame.get(inner.at + 8..)?)?;
+            Some(owner(inner.source()?)? != mac)
+        }
+        EtherType::IPV6 => told(inner, discovery(inner)?, source, owner),
+        _ => None,
+    };
+    claim().unwrap_or(false)
+}
+
+/// The neighbor discovery message of a frame, from its ICMPv6 header on, also behind extension
+/// headers.
+fn discovery<'a>(inner: &Inner<'a>) -> Option<&'a [u8]> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const DESTINATION: u8 = 60;
+    if inner.ether_type != EtherType::IPV6 {
+        return None;
+    }
+    let bytes = inner.frame.get(inner.at..)?;
+    let extensions = match *bytes.get(6)? {
+        icmpv6::PROTOCOL => 0,
+        // A fragment of neighbor discovery is taken by nobody (RFC 6980).
+        HOP_BY_HOP | ROUTING | DESTINATION => {
+            let found = ipv6::Packet::parse(bytes)?.extensions()?;
+            (found.protocol == icmpv6::PROTOCOL).then_some(found.len)?
+        }
+        _ => return None,
+    };
+    let message = bytes.get(ipv6::HEADER_LEN + extensions..)?;
+    (FIRST..=REDIRECT).contains(message.first()?).then_some(message)
+}
+
+/// As [`contradicts`], for a neighbor discovery message; `None` where nothing is claimed.
+fn told(
+    inner: &Inner<'_>,
+    message: &[u8],
     source: MacAddr,
     owner: impl Fn(IpAddr) -> Option<MacAddr>,
 ) -> Option<bool> {
-    let message = frame.get(at + IPV6_LEN..)?;
     let kind = *message.first()?;
-    if !(FIRST..=REDIRECT).contains(&kind) {
-        return None;
-    }
     // An advertisement is about its target, the others about who sends them.
-    let address =
-        if kind == ADVERTISEMENT { message.get(TARGET..)? } else { frame.get(at + 8..)? };
-    let address: [u8; 16] = *address.first_chunk()?;
-    let owner = owner(Ipv6Addr::from(address).into())?;
+    let about =
+        if kind == ndp::ADVERTISEMENT { inner::v6(message, TARGET) } else { inner.source() };
+    let owner = owner(about?)?;
     if owner != source {
         return Some(true);
     }

@@ -62,6 +62,9 @@ macro_rules! reasons {
 
 reasons! {
     // Outbound, in the order of the checks.
+    OutPortOverflow = "out_port_overflow", Outbound,
+        "The port's queue had no room for a frame: the sandboxes send faster than the workers read.",
+        "`skybridge stats --workers` shows whether one worker has all the load; give the agent more CPU";
     OutMalformed = "out_malformed", Outbound,
         "A frame from the port is shorter than its headers say, or its virtio header makes no sense.",
         "a sandbox sends crafted frames; a capture on its interface shows them";
@@ -71,6 +74,9 @@ reasons! {
     OutSourceNotLocal = "out_source_not_local", Outbound,
         "The source MAC belongs to an endpoint of another host.",
         "an endpoint moved and the old sandbox still sends, or a sandbox forges its address";
+    OutGateway = "out_gateway", Outbound,
+        "A frame from or to the MAC of the network's gateway, which every host has for its own sandboxes.",
+        "normal for a moment while a gateway is set up; lasting: `skybridge status` shows the uplinks";
     OutDestinationLocal = "out_destination_local", Outbound,
         "The destination is an endpoint of this host, whose bridge delivers it.",
         "normal for a moment after an attach; `skybridge fdb` shows the entry";
@@ -82,10 +88,10 @@ reasons! {
         "`skybridge neighbors` lists the addresses; is the target attached?";
     OutFloodDisabled = "out_flood_disabled", Outbound,
         "Broadcast or multicast in a network that does not carry it.",
-        "the network option `broadcast` decides";
+        "the network options `broadcast` and `multicast` decide";
     OutFloodBudget = "out_flood_budget", Outbound,
-        "Broadcast, multicast or unknown unicast beyond the rate budget of the port.",
-        "a sandbox floods; `skybridge stats` shows which network";
+        "Broadcast, multicast or unknown unicast beyond the network's rate budget on this host.",
+        "a sandbox floods; the network option `flood_rate` is the budget";
     OutLinkLocalControl = "out_link_local_control", Outbound,
         "A frame of a link-local control protocol (01:80:c2:00:00:0x: STP, LLDP, pause) never leaves a host.",
         "normal where a sandbox runs a bridge or LLDP";
@@ -108,6 +114,9 @@ reasons! {
         "The path to the VTEP takes less than was known; it is known from now on.",
         "a few after a path change are normal; many mean ICMP is filtered on the path";
     // Inbound, in the order of the checks.
+    InUnderlayOverflow = "in_underlay_overflow", Inbound,
+        "The kernel had no room for a datagram in a receive socket, or its outer checksum was wrong.",
+        "`skybridge stats` shows how full the buffer was; give the agent more CPU";
     InTruncated = "in_truncated", Inbound,
         "A datagram is shorter than a VXLAN header and an Ethernet header, or was cut by the kernel.",
         "something other than VXLAN is sent to this port";
@@ -126,6 +135,9 @@ reasons! {
     InSourceInvalid = "in_source_invalid", Inbound,
         "The inner source MAC is zero or a group address.",
         "the sending VTEP forwards crafted frames";
+    InGateway = "in_gateway", Inbound,
+        "A frame from another host from or to the MAC of the network's gateway, or with its address as the source.",
+        "a forgery behind that VTEP, or a router there with the gateway's address: `skybridge network vtep add --mac MAC=IP` tells of one";
     InSourceOwn = "in_source_own", Inbound,
         "The inner source MAC is an endpoint of this host: a loop, a forgery, or a move not yet known.",
         "`skybridge endpoints` shows where the MAC lives";

@@ -7,7 +7,7 @@
 //!     │ outer source ─► known VTEP
 //!     │ train ─► elements (one VXLAN header and inner frame each; or one inner super-frame)
 //!     │    VNI and port ─► network, VTEP admitted
-//!     │    inner source MAC ─► owned by that VTEP, or by nobody yet
+//!     │    inner source MAC ─► owned by that VTEP, or by nobody yet; never the gateway's
 //!     │    ARP and ND ─► nothing that contradicts the tables
 //!     │    inner destination MAC ─► an endpoint here, or a group
 //!     │    ECN combined (RFC 6040)
@@ -34,8 +34,8 @@ use fdb::{
 use super::claim;
 use super::drop::DropReason;
 use super::heard::Heard;
-use super::inner;
-use super::learn::{LearnQueue, Learned};
+use super::inner::Inner;
+use super::learn::{LearnQueue, Learned, Share, Taken};
 use super::outbound::Turn;
 use super::port::PortState;
 use crate::sys::mmsg::Received;
@@ -46,8 +46,6 @@ const ETHERNET_LEN: usize = 14;
 /// longest super-frame that the coalescer makes, with room to spare.
 const SLICES: usize = 80;
 
-/// A learned address is confirmed to the writer when its last confirmation is this old.
-const CONFIRM: Millis = Millis(10_000);
 /// The most elements of one train; the kernel coalesces at most 64 datagrams (`UDP_GRO_CNT_MAX`).
 const ELEMENTS: usize = 256;
 
@@ -79,16 +77,20 @@ pub struct Inbound {
     passed: Option<Passed>,
     own: Vec<(IpAddr, u16)>,
     coalesce: bool,
+    confirm: Millis,
+    share: Share,
     elements: Vec<vxlan::Element>,
 }
 
 impl Inbound {
     /// `own` are the addresses and ports that this host's VTEPs listen on; `coalesce` false writes
-    /// every frame by itself.
+    /// every frame by itself; a learned address is confirmed to the writer when its last confirmation
+    /// is as old as `confirm`.
     #[must_use]
     pub fn new(
         own: Vec<(IpAddr, u16)>,
         coalesce: bool,
+        confirm: Millis,
         counters: Arc<WorkerCounters>,
         drops: Arc<DropCounters>,
         learn: Arc<LearnQueue>,
@@ -103,6 +105,8 @@ impl Inbound {
             passed: None,
             own,
             coalesce,
+            confirm,
+            share: Share::default(),
             elements: Vec::with_capacity(ELEMENTS),
         }
     }
@@ -227,18 +231,25 @@ impl Inbound {
                 self.passed = Some(passing);
             }
         }
-        if params.source_check == SourceCheck::MacIp
-            && let Some(address) = inner::source_address(frame)
-            && let Some(owner) = tables.neighbor(address)
-            && owner.mac != source
-        {
-            return Err(DropReason::InSourceAddressSpoofed);
-        }
-        if claim::contradicts(frame, source, tables) {
-            return Err(DropReason::InSourceAddressSpoofed);
-        }
-        if inner::is_vxlan_to(frame, &self.own) {
-            return Err(DropReason::InNested);
+        if let Some(inner) = Inner::parse(frame) {
+            if let Some(gateway) = &params.gateway
+                && claim::names_one_of(&inner, &gateway.addresses)
+            {
+                return Err(DropReason::InGateway);
+            }
+            if params.source_check == SourceCheck::MacIp
+                && let Some(address) = inner.source_address()
+                && let Some(owner) = tables.neighbor(address)
+                && owner.mac != source
+            {
+                return Err(DropReason::InSourceAddressSpoofed);
+            }
+            if claim::contradicts(&inner, source, tables) {
+                return Err(DropReason::InSourceAddressSpoofed);
+            }
+            if inner.is_vxlan_to(&self.own) {
+                return Err(DropReason::InNested);
+            }
         }
         if let Some(inner_tos) = ecn::tos_of(frame) {
             match ecn::decapsulate(inner_tos, outer_tos) {
@@ -252,7 +263,7 @@ impl Inbound {
 
     /// The checks that depend on nothing but the two MACs, the network and the VTEP.
     fn check_macs(
-        &self,
+        &mut self,
         turn: Turn<'_>,
         tables: &NetworkTables,
         passing: &Passed,
@@ -265,8 +276,13 @@ impl Inbound {
         if !source.is_unicast() {
             return Err(DropReason::InSourceInvalid);
         }
+        if let Some(gateway) = &params.gateway
+            && (source == gateway.mac || destination == gateway.mac)
+        {
+            return Err(DropReason::InGateway);
+        }
         match tables.mac(source).copied() {
-            None if params.learning => self.learn(network, source, vtep),
+            None if params.learning => self.learn(turn, network, source, vtep),
             None if params.source_check == SourceCheck::Strict => {
                 return Err(DropReason::InSourcePending);
             }
@@ -274,8 +290,8 @@ impl Inbound {
             Some(MacEntry { place: Place::Local, .. }) => return Err(DropReason::InSourceOwn),
             Some(MacEntry { place: Place::Vtep(owner), origin: Origin::Learned { at } }) => {
                 // Confirmed now and then, not per frame; a move is told at once.
-                if owner != vtep || Millis(turn.now_ms).since(at) >= CONFIRM {
-                    self.learn(network, source, vtep);
+                if owner != vtep || Millis(turn.now_ms).since(at) >= self.confirm {
+                    self.learn(turn, network, source, vtep);
                 }
             }
             Some(MacEntry { place: Place::Vtep(owner), .. }) => {
@@ -297,9 +313,13 @@ impl Inbound {
         Ok(())
     }
 
-    fn learn(&self, network: NetworkKey, mac: MacAddr, vtep: VtepKey) {
-        if !self.learn.push(Learned { network, mac, vtep }) {
-            self.counters.learn_overflow.add(1);
+    fn learn(&mut self, turn: Turn<'_>, network: NetworkKey, mac: MacAddr, vtep: VtepKey) {
+        let learned = Learned { network, mac, vtep };
+        match self.share.take(learned, turn.now_ms) {
+            Taken::Told => {}
+            Taken::Spent => self.counters.learn_limited.add(1),
+            Taken::Fresh if self.learn.push(learned) => {}
+            Taken::Fresh => self.counters.learn_overflow.add(1),
         }
     }
 }

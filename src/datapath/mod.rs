@@ -28,12 +28,15 @@ pub mod heard;
 pub mod inbound;
 pub mod inner;
 pub mod learn;
+pub mod ledger;
 pub mod outbound;
 pub mod path;
 pub mod port;
+pub mod pulse;
 pub mod responder;
 pub mod worker;
 
 mod handle;
+mod sources;
 
-pub use handle::{Config, Datapath, Error};
+pub use handle::{Bound, Config, Datapath, Drops, Error};

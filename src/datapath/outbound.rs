@@ -6,8 +6,11 @@
 //!   read from the port: [virtio header 12][Ethernet frame or super-frame]
 //!     │ source and destination checks
 //!     ├─ group address ─► ARP/ND: answered from the tables, or its rule
-//!     │                   else: ingress replication within the budget
-//!     └─ unicast ───────► MAC table ─► VTEP ─► path
+//!     │                   else: ingress replication within the budget, after a copy for this
+//!     │                   host where the switch carries its local frames
+//!     └─ unicast ───────► MAC table ─► local: given back to the port as it was read
+//!                            ▼
+//!                          VTEP ─► path
 //!                            │
 //!          single frame ─────┤ checksum finished in place; the VXLAN header overwrites the last
 //!                            │ 8 bytes of the virtio header, so the datagram is one piece
@@ -46,11 +49,12 @@ pub struct Outbound {
     fan: u32,
     counters: Arc<WorkerCounters>,
     reply: Box<[u8; REPLY_BYTES]>,
-    /// Set between [`Outcome::Full`] and the frame's second offer.
+    /// Set between [`Outcome::Full`] or [`Outcome::LocalAndOn`] and the frame's next offer.
     resume: Option<Resume>,
 }
 
-/// A flooded frame that filled the queue before every VTEP had its copy.
+/// A flooded frame that filled the queue before every VTEP had its copy, or whose copy for this host
+/// had to be written first.
 #[derive(Clone, Copy)]
 struct Resume {
     /// As it is now: the one in the arena is overwritten by the VXLAN header, and its checksum work
@@ -67,6 +71,10 @@ pub enum Outcome {
     Done,
     /// The queue is full: flush and offer the same frame again.
     Full,
+    /// Write what was read back to the port: it is for containers of this host.
+    Local,
+    /// As [`Self::Local`], then offer the same frame again: it is for other hosts too.
+    LocalAndOn,
     /// Write this many bytes of [`Outbound::reply`] to the port.
     Reply(usize),
 }
@@ -136,6 +144,11 @@ impl Outbound {
         if !source.is_unicast() {
             return drop(DropReason::OutSourceInvalid);
         }
+        if let Some(gateway) = &tables.params().gateway
+            && (source == gateway.mac || destination == gateway.mac)
+        {
+            return drop(DropReason::OutGateway);
+        }
         if let Some(entry) = tables.mac(source)
             && entry.place != Place::Local
         {
@@ -144,15 +157,19 @@ impl Outbound {
         let mut offer = Offer { tables, header, at: at + vnet::LEN, len: len - vnet::LEN };
         if let Some(resume) = self.resume.take() {
             offer.header = resume.header;
-            return self.flood(turn, port, arena, offer, Some(resume.copies));
+            return self.replicate(turn, port, arena, offer, resume.copies);
         }
         if destination.is_multicast() {
             self.group(turn, port, arena, &offer, destination)
         } else {
             match tables.mac(destination).map(|entry| entry.place) {
                 Some(Place::Vtep(vtep)) => self.unicast(turn, port, arena, &offer, vtep),
+                Some(Place::Local) if port.local && destination != source => {
+                    given_back(port, &offer);
+                    Outcome::Local
+                }
                 Some(Place::Local) => drop(DropReason::OutDestinationLocal),
-                None if tables.params().flood_unknown => self.flood(turn, port, arena, offer, None),
+                None if tables.params().flood_unknown => self.unknown(turn, port, arena, &offer),
                 None => drop(DropReason::OutDestinationUnknown),
             }
         }
@@ -171,7 +188,8 @@ impl Outbound {
             return Outcome::Done;
         }
         let frame = offer.bytes(arena);
-        match responder::answer(offer.tables, frame, self.reply.as_mut_slice()) {
+        let everyone = port.local;
+        match responder::answer(offer.tables, frame, everyone, self.reply.as_mut_slice()) {
             Answer::Reply(len) => {
                 self.counters.suppressed.add(1);
                 return Outcome::Reply(len);
@@ -190,30 +208,56 @@ impl Outbound {
             }
             Answer::UnknownTarget | Answer::NotAsked => {}
         }
-        if !offer.tables.params().flood_broadcast {
+        let params = offer.tables.params();
+        let carried = match destination {
+            MacAddr::BROADCAST => params.flood_broadcast,
+            _ => params.flood_multicast,
+        };
+        if !carried && !port.local {
             port.stats.drops.add(DropReason::OutFloodDisabled, 1);
             return Outcome::Done;
         }
-        self.flood(turn, port, arena, *offer, None)
+        if !within_budget(turn, port, offer) {
+            return Outcome::Done;
+        }
+        if port.local {
+            given_back(port, offer);
+            if !carried || offer.tables.flood().is_empty() {
+                return Outcome::Local;
+            }
+            // Before the copies for others, which are made in place of what was read.
+            self.resume = Some(Resume { header: offer.header, copies: 0 });
+            return Outcome::LocalAndOn;
+        }
+        self.replicate(turn, port, arena, *offer, 0)
     }
 
-    /// One copy for each VTEP of the network, but the first `done` of a frame that is offered again
-    /// (its budget is taken already).
-    fn flood(
+    /// A frame for a MAC that nobody knows: a copy for each VTEP of the network.
+    fn unknown(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        offer: &Offer<'_>,
+    ) -> Outcome {
+        if !within_budget(turn, port, offer) {
+            return Outcome::Done;
+        }
+        self.replicate(turn, port, arena, *offer, 0)
+    }
+
+    /// One copy for each VTEP of the network, but the first `done`.
+    fn replicate(
         &mut self,
         turn: Turn<'_>,
         port: &mut PortState,
         arena: &mut [u8],
         mut offer: Offer<'_>,
-        done: Option<usize>,
+        done: usize,
     ) -> Outcome {
         let vteps = offer.tables.flood();
-        if done.is_none() && !port.budget.take(vteps.len() as u64, turn.now_ms) {
-            port.stats.drops.add(DropReason::OutFloodBudget, 1);
-            return Outcome::Done;
-        }
         let each = offer.most_datagrams();
-        for (copies, vtep) in vteps.iter().enumerate().skip(done.unwrap_or(0)) {
+        for (copies, vtep) in vteps.iter().enumerate().skip(done) {
             if !self.queue.has_room(each, offer.scratch()) && !self.queue.is_empty() {
                 self.resume = Some(Resume { header: offer.header, copies });
                 return Outcome::Full;
@@ -349,6 +393,22 @@ impl Outbound {
     }
 }
 
+/// Takes a flooded frame from the budget, or drops it.
+fn within_budget(turn: Turn<'_>, port: &PortState, offer: &Offer<'_>) -> bool {
+    let rate = offer.tables.params().flood_rate;
+    let within = port.budget.take(offer.frames(), rate, turn.now_ms);
+    if !within {
+        port.stats.drops.add(DropReason::OutFloodBudget, 1);
+    }
+    within
+}
+
+/// Counts a frame that goes back to the port.
+fn given_back(port: &PortState, offer: &Offer<'_>) {
+    port.stats.traffic.frames_local.add(1);
+    port.stats.traffic.bytes_local.add(offer.len as u64);
+}
+
 /// Why a frame was not queued for a VTEP.
 #[derive(Clone, Copy, Debug)]
 enum Refused {
@@ -376,6 +436,14 @@ struct Offer<'a> {
 impl Offer<'_> {
     fn bytes<'b>(&self, arena: &'b [u8]) -> &'b [u8] {
         arena.get(self.at..self.at + self.len).unwrap_or_default()
+    }
+
+    /// How many frames it is on a wire.
+    fn frames(&self) -> u64 {
+        match (self.header.gso_type, usize::from(self.header.gso_size)) {
+            (vnet::GSO_NONE, _) | (_, 0) => 1,
+            (_, size) => self.len.div_ceil(size) as u64,
+        }
     }
 
     /// An upper bound of the bytes that its datagrams for one VTEP take in the scratch.

@@ -22,6 +22,8 @@ pub struct PortState {
     pub network: NetworkKey,
     /// Shared with readers of statistics.
     pub stats: Arc<PortStats>,
-    /// Of ingress replication.
-    pub budget: Budget,
+    /// Of ingress replication, shared with the other workers.
+    pub budget: Arc<Budget>,
+    /// Frames between two containers of this host come here and are given back.
+    pub local: bool,
 }

@@ -5,11 +5,16 @@
 //! A question for an address is answered from the tables, in the name of the endpoint that owns it,
 //! so it never crosses the underlay:
 //!
-//! - the owner is on this host: left to the owner, who hears the question through the bridge;
+//! - the owner is on this host: left to the owner, who hears the question through the bridge; where
+//!   the switch carries local frames the owner does not hear it, and it is answered as the next;
+//! - the network's gateway, which is on every host: left to it;
 //! - the owner is elsewhere: answered here, probes too (RFC 5227: the prober must learn that the
 //!   address is taken), unless the prober is itself the owner: duplicate detection of one's own
 //!   address stays silent;
 //! - nobody owns it: the network's rule (drop, or flood where it learns).
+//!
+//! An IPv6 link-local address is in no record. The one that an interface makes of its MAC (RFC 4291
+//! appendix A) is the only one that a sandbox may use, so its owner is found by the MAC.
 
 use std::net::IpAddr;
 
@@ -31,8 +36,9 @@ pub enum Answer {
     UnknownTarget,
 }
 
-/// Looks at a group frame and writes the answer to `reply` when there is one.
-pub fn answer(tables: &NetworkTables, frame: &[u8], reply: &mut [u8]) -> Answer {
+/// Looks at a group frame and writes the answer to `reply` when there is one, with `everyone` also
+/// for owners on this host.
+pub fn answer(tables: &NetworkTables, frame: &[u8], everyone: bool, reply: &mut [u8]) -> Answer {
     let (target, asker) = if let Some(question) = arp::question(frame) {
         (IpAddr::V4(question.target), question.sender_mac)
     } else if let Some(question) = ndp::question(frame) {
@@ -40,18 +46,31 @@ pub fn answer(tables: &NetworkTables, frame: &[u8], reply: &mut [u8]) -> Answer 
     } else {
         return Answer::NotAsked;
     };
-    let Some(owner) = tables.neighbor(target) else { return Answer::UnknownTarget };
-    if owner.mac == asker {
+    if tables.params().gateway.as_ref().is_some_and(|it| it.addresses.contains(&target)) {
+        return Answer::LeftToTarget;
+    }
+    let Some((mac, place)) = owner(tables, target) else { return Answer::UnknownTarget };
+    if mac == asker {
         return Answer::OwnProbe;
     }
-    if owner.place == Place::Local {
+    if place == Place::Local && !everyone {
         return Answer::LeftToTarget;
     }
     let len = match target {
-        IpAddr::V4(_) => arp::reply(frame, owner.mac, reply),
-        IpAddr::V6(_) => ndp::reply(frame, owner.mac, reply),
+        IpAddr::V4(_) => arp::reply(frame, mac, reply),
+        IpAddr::V6(_) => ndp::reply(frame, mac, reply),
     };
     len.map_or(Answer::NotAsked, Answer::Reply)
+}
+
+/// Who has an address, and where.
+fn owner(tables: &NetworkTables, address: IpAddr) -> Option<(MacAddr, Place)> {
+    if let Some(neighbor) = tables.neighbor(address) {
+        return Some((neighbor.mac, neighbor.place));
+    }
+    let IpAddr::V6(address) = address else { return None };
+    let mac = MacAddr::from_link_local(address)?;
+    Some((mac, tables.mac(mac)?.place))
 }
 
 /// Writes the ICMP answer that tells the sender of `frame` that `mtu` bytes is the most; `None`

@@ -38,11 +38,12 @@ use super::inbound::{Deliver, Inbound};
 use super::outbound::{Outbound, Outcome, Turn};
 use super::path::Paths;
 use super::port::{PortState, PortStats};
+use super::pulse::Pulse;
 use crate::port::tap::Queue;
 use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
-use crate::underlay::udp::{self, Flavor, Sockets};
+use crate::underlay::udp::{self, Flavor, Listener, Sender, Sockets};
 
 /// Bytes of the read arena: four super-frames, or some hundred small frames, so that they and what
 /// they become stay in the cache.
@@ -70,6 +71,20 @@ pub enum Command {
         queue: Queue,
         /// Its counters.
         stats: Arc<PortStats>,
+        /// The port's budget, shared with the other workers.
+        budget: Arc<Budget>,
+        /// Whether frames between two containers of this host come to it.
+        local: bool,
+    },
+    /// From now on frames between two containers of this host come to the network's port, or none
+    /// do.
+    SetLocal {
+        /// The network's slot.
+        network: NetworkKey,
+        /// Whether they do.
+        local: bool,
+        /// Told when it is so.
+        done: crossbeam_channel::Sender<()>,
     },
     /// Stop serving the network's port and close its queue.
     RemovePort {
@@ -87,8 +102,24 @@ pub enum Command {
     },
     /// This host's underlay MTU in bytes is now this.
     SetUnderlayMtu(u16),
-    /// Listen on one more port of every VTEP address.
-    Listen(std::net::SocketAddr),
+    /// Receive from one more socket, of this host's own address.
+    Listen {
+        /// Where it listens.
+        at: std::net::SocketAddr,
+        /// The socket.
+        listener: Listener,
+    },
+    /// Send from another source port from now on.
+    Replace {
+        /// The fan.
+        flavor: Flavor,
+        /// Which socket of it.
+        number: usize,
+        /// What takes its place.
+        sender: Sender,
+        /// Told when the former socket is closed.
+        done: crossbeam_channel::Sender<()>,
+    },
     /// End.
     Stop,
 }
@@ -111,6 +142,8 @@ pub struct Setup {
     pub commands: Receiver<Command>,
     /// Made readable when a command waits.
     pub wake: Arc<EventFd>,
+    /// Where it says that it still turns.
+    pub pulse: Arc<Pulse>,
     /// Counters.
     pub counters: Arc<WorkerCounters>,
     /// Drops where no network is known, and those of the underlay.
@@ -216,13 +249,13 @@ fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
 pub struct Worker {
     epoll: Epoll,
     wake: Arc<EventFd>,
+    pulse: Arc<Pulse>,
     commands: Receiver<Command>,
     tables: fdb::Reader,
     ports: Ports,
     outbound: Outbound,
     inbound: Inbound,
     transmit: UdpTransmit,
-    offload: crate::underlay::probe::UdpOffload,
     arena: Arena,
     recv: RecvBatch,
     counters: Arc<WorkerCounters>,
@@ -253,6 +286,7 @@ impl Worker {
         Ok(Self {
             epoll,
             wake: setup.wake,
+            pulse: setup.pulse,
             commands: setup.commands,
             tables: setup.tables,
             ports: Ports::default(),
@@ -262,7 +296,6 @@ impl Worker {
                 sockets: setup.sockets,
                 batch: SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL),
             },
-            offload: setup.offload,
             arena: Arena::new(ARENA_BYTES),
             recv: RecvBatch::new(RECV_SLOTS),
             counters: setup.counters,
@@ -300,6 +333,7 @@ impl Worker {
                     KIND_SENDER => self.serve_errors(index as usize, now_ms),
                     _ => {
                         let _ = self.wake.read();
+                        self.pulse.answer();
                         if self.obey(now_ms) {
                             return Ok(());
                         }
@@ -313,8 +347,14 @@ impl Worker {
     fn obey(&mut self, now_ms: u64) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::AddPort { network, queue, stats } => {
-                    self.add_port(network, queue, stats, now_ms);
+                Command::AddPort { network, queue, stats, budget, local } => {
+                    self.add_port(queue, PortState { network, stats, budget, local });
+                }
+                Command::SetLocal { network, local, done } => {
+                    if let Some(port) = self.ports.get_mut(network) {
+                        port.state.local = local;
+                    }
+                    let _ = done.send(());
                 }
                 Command::RemovePort { network, done } => {
                     self.remove_port(network);
@@ -328,31 +368,41 @@ impl Worker {
                     }
                 }
                 Command::SetUnderlayMtu(mtu) => self.outbound.paths.set_own_mtu(mtu, now_ms),
-                Command::Listen(at) => self.listen(at),
+                Command::Listen { at, listener } => self.listen(at, listener),
+                Command::Replace { flavor, number, sender, done } => {
+                    self.replace(flavor, number, sender);
+                    let _ = done.send(());
+                }
                 Command::Stop => return true,
             }
         }
         false
     }
 
-    fn listen(&mut self, at: std::net::SocketAddr) {
-        let sockets = &mut self.transmit.sockets;
-        match sockets.listen(at, self.offload) {
-            Ok(()) => {
-                self.inbound.add_own((at.ip(), at.port()));
-                if let Some(listener) = sockets.listeners.last() {
-                    let data = KIND_LISTENER | (sockets.listeners.len() - 1) as u64;
-                    let event = EpollEvent::new(EpollFlags::EPOLLIN, data);
-                    if let Err(err) = self.epoll.add(listener, event) {
-                        tracing::error!(%at, %err, "a new receive socket cannot be waited for");
-                    }
-                }
-            }
-            Err(err) => tracing::error!(%at, %err, "a new receive socket cannot be opened"),
+    fn listen(&mut self, at: std::net::SocketAddr, listener: Listener) {
+        let listeners = &mut self.transmit.sockets.listeners;
+        let data = KIND_LISTENER | listeners.len() as u64;
+        if let Err(err) = self.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, data)) {
+            tracing::error!(%at, %err, "a new receive socket cannot be waited for");
+            return;
         }
+        listeners.push(listener);
+        self.inbound.add_own((at.ip(), at.port()));
     }
 
-    fn add_port(&mut self, network: NetworkKey, queue: Queue, stats: Arc<PortStats>, now_ms: u64) {
+    fn replace(&mut self, flavor: Flavor, number: usize, sender: Sender) {
+        let sockets = &mut self.transmit.sockets;
+        let Some(index) = sockets.index_of(flavor, number) else { return };
+        let event = EpollEvent::new(EpollFlags::empty(), KIND_SENDER | index as u64);
+        if let Err(err) = self.epoll.add(&sender, event) {
+            tracing::error!(%err, "a new send socket's errors cannot be waited for");
+        }
+        // The former one leaves epoll as it is closed.
+        sockets.replace(flavor, number, sender);
+    }
+
+    fn add_port(&mut self, queue: Queue, state: PortState) {
+        let network = state.network;
         self.remove_port(network);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_PORT | u64::from(network.0));
         if let Err(err) = self.epoll.add(&queue, event) {
@@ -363,7 +413,6 @@ impl Worker {
         if self.ports.0.len() <= index {
             self.ports.0.resize_with(index + 1, || None);
         }
-        let state = PortState { network, stats, budget: Budget::new(now_ms) };
         self.ports.0[index] = Some(Port { queue, state });
     }
 
@@ -401,16 +450,23 @@ impl Worker {
                     outbound.frame(turn, state, arena, at, len)
                 };
                 let mut outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
-                while outcome == Outcome::Full {
-                    flush(
-                        &mut self.outbound,
-                        &self.arena,
-                        &mut self.transmit,
-                        now_ms,
-                        &self.counters,
-                        &self.drops,
-                    );
+                while matches!(outcome, Outcome::Full | Outcome::LocalAndOn) {
+                    if outcome == Outcome::LocalAndOn {
+                        give_back(port, &self.arena, at, len, &self.counters);
+                    } else {
+                        flush(
+                            &mut self.outbound,
+                            &self.arena,
+                            &mut self.transmit,
+                            now_ms,
+                            &self.counters,
+                            &self.drops,
+                        );
+                    }
                     outcome = offer(&mut self.outbound, &mut port.state, &mut self.arena);
+                }
+                if outcome == Outcome::Local {
+                    give_back(port, &self.arena, at, len, &self.counters);
                 }
                 if let Outcome::Reply(reply_len) = outcome {
                     let header = encap::vnet::Header::NONE.emit();
@@ -464,6 +520,16 @@ impl Worker {
                 let _ = sender.take_error();
             }
         }
+    }
+}
+
+/// Writes a frame back to the port just as it was read: virtio header, partial checksum and all, so
+/// that a super-frame stays one.
+fn give_back(port: &Port, arena: &Arena, at: usize, len: usize, counters: &WorkerCounters) {
+    counters.port_writes.add(1);
+    let frame = arena.get(at..at + len).unwrap_or_default();
+    if port.queue.write(&[IoSlice::new(frame)]).is_err() {
+        port.state.stats.drops.add(DropReason::InPortError, 1);
     }
 }
 

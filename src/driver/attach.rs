@@ -24,11 +24,13 @@
 //! told when it is back.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fdb::Revision;
 use ipnet::IpNet;
 use membership::endpoint::{self, EndpointSpec};
+use membership::gateway;
 use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
 use membership::watch::WatchStatus;
@@ -36,6 +38,7 @@ use membership::watch::WatchStatus;
 use super::offline;
 use crate::agent::networks::LocalNetwork;
 use crate::agent::reserve::Taken;
+use crate::agent::routers;
 use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
@@ -49,11 +52,45 @@ pub const DETACHES: &str = "detaches";
 /// How long a released address rests before it is given to another endpoint.
 pub const REST: Duration = Duration::from_secs(60);
 
+/// Puts what the endpoint that moves here has into the request, and gives its id.
+fn move_here(
+    agent: &Agent,
+    network: &NetworkRecord,
+    request: &mut Attach,
+    away: Option<&str>,
+) -> Result<Option<EndpointId>, Error> {
+    let Some(name) = request.moves.clone() else { return Ok(None) };
+    if let Some(cause) = away {
+        return Err(Error::unavailable("the store is away, and a move needs it").cause(cause));
+    }
+    let found = agent.tables.view(|view| {
+        let of_network = view.endpoints_by(&name).filter(|item| item.record.network == network.id);
+        of_network.map(|item| Arc::clone(&item.record)).collect::<Vec<_>>()
+    });
+    let [endpoint] = found.as_slice() else {
+        let what = if found.is_empty() { "no endpoint" } else { "more than one endpoint" };
+        return Err(Error::not_found(format!(
+            "network {} has {what} of the id or name {name}",
+            network.name
+        ))
+        .next_step("`skybridge endpoints` lists the ids"));
+    };
+    request.ips.clone_from(&endpoint.ips);
+    request.mac = Some(endpoint.mac);
+    if request.name.is_none() {
+        request.name.clone_from(&endpoint.name);
+    }
+    for (key, value) in &endpoint.labels {
+        request.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    Ok(Some(endpoint.id.clone()))
+}
+
 /// Attaches a sandbox.
 ///
 /// # Errors
 /// With cause and next step; nothing of the attachment is left then.
-pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment, Error> {
+pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachment, Error> {
     let started = Instant::now();
     let away = agent.await_store().await.err();
     let network = match (&away, agent.known_by(&request.network)) {
@@ -76,6 +113,14 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
         ))
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
+    let replaces = move_here(agent, &network, &mut request, away.as_deref())?;
+    if request.mac.is_some() && request.mac == gateway::mac(&network) {
+        return Err(Error::conflict(format!(
+            "the gateway of network {} has that MAC",
+            network.name
+        ))
+        .next_step("ask for another MAC, or leave --mac out"));
+    }
     membership::ipam::check_wanted(&network, &request.ips)
         .map_err(|err| endpoint_error(&err.into()))?;
     let taken = agent.reserve.take(&network, &request.ips);
@@ -84,23 +129,28 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
     }
     let id = EndpointId::random();
     let local = agent.networks.hold(&network, id.as_str(), &agent.tables, &agent.datapath).await?;
-    let asked = Asked { request: &request, network: &network, id: id.clone(), away };
+    routers::settle(agent, &local).await;
+    let asked = Asked { request: &request, network: &network, id: id.clone(), replaces, away };
     let attached = attach_held(agent, &asked, &local, sandbox, taken).await;
     agent.reserve.wake();
     match attached {
-        Ok((record, ips, queued)) => Ok(types::Attachment {
-            endpoint: record.id.to_string(),
-            name: record.name.clone(),
-            network: network.name.to_string(),
-            ips,
-            mac: record.mac,
-            ifname: request.ifname.clone(),
-            mtu: local.mtu(),
-            gateways: gateways(&request, &network),
-            host: agent.name.to_string(),
-            elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
-            queued,
-        }),
+        Ok((record, ips, queued)) => {
+            // The host's own endpoint, if it is to have one, is not waited for.
+            agent.routers.wake();
+            Ok(types::Attachment {
+                endpoint: record.id.to_string(),
+                name: record.name.clone(),
+                network: network.name.to_string(),
+                ips,
+                mac: record.mac,
+                ifname: request.ifname.clone(),
+                mtu: local.mtu(),
+                gateways: gateways(&request, &network),
+                host: agent.name.to_string(),
+                elapsed_ms: started.elapsed().as_secs_f64() * 1000.0,
+                queued,
+            })
+        }
         Err(error) => {
             let _ = release(agent, &network.id, id.as_str()).await;
             Err(error)
@@ -109,7 +159,9 @@ pub async fn attach(agent: &Agent, request: Attach) -> Result<types::Attachment,
 }
 
 async fn release(agent: &Agent, network: &NetworkId, endpoint: &str) -> Result<(), Error> {
-    agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await
+    let released = agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await;
+    routers::released(agent, network).await;
+    released
 }
 
 /// What an attach is about.
@@ -117,6 +169,8 @@ struct Asked<'a> {
     request: &'a Attach,
     network: &'a NetworkRecord,
     id: EndpointId,
+    /// The endpoint that moves here.
+    replaces: Option<EndpointId>,
     /// Why the store is away.
     away: Option<String>,
 }
@@ -163,7 +217,7 @@ async fn attach_held(
     let queued = note.publication != Publication::Done;
     let done = async {
         agent.put_attachment(&note)?;
-        let plug_in = plug_of(agent, &note, local, sandbox);
+        let plug_in = plug_of(&note, local, sandbox);
         let plugged = plug(&local.namespace, agent.networks.owner(), &plug_in)
             .await
             .map_err(|err| link_error(&err))?;
@@ -177,10 +231,10 @@ async fn attach_held(
         note.stage = Stage::Attached;
         agent.mark_settled(&note.endpoint);
         agent.put_attachment(&note)?;
-        // From now on changes of the MTU reach the interface; one may have come before.
-        let mtu = u32::from(local.mtu());
-        if mtu != plug_in.mtu {
-            let settled = Plug { mtu, ..plug_in };
+        // From now on changes of the network reach the interface; one may have come before.
+        let (mtu, isolated) = (u32::from(local.mtu()), local.is_switched());
+        if (mtu, isolated) != (plug_in.mtu, plug_in.isolated) {
+            let settled = Plug { mtu, isolated, ..plug_in };
             adopt(&local.namespace, agent.networks.owner(), &settled)
                 .await
                 .map_err(|err| link_error(&err))?;
@@ -226,6 +280,7 @@ async fn publish(
         name: request.name.clone(),
         labels: request.labels.clone(),
         reserved: reserved.to_vec(),
+        replaces: asked.replaces.clone(),
         ..EndpointSpec::default()
     };
     agent.tables.expect_endpoint(id);
@@ -279,6 +334,8 @@ pub async fn detach(agent: &Agent, request: Detach) -> Result<Vec<Detached>, Err
 pub async fn detach_one(agent: &Agent, mut note: Attachment) -> Result<Detached, Error> {
     take_down(agent, &mut note).await?;
     let queued = !forget(agent, &note).await;
+    // With the last attachment the host itself leaves, before anybody removes the network.
+    routers::settle_own_endpoints(agent).await;
     tracing::info!(network = %note.network_name, endpoint = %note.endpoint, queued, "detached");
     Ok(Detached {
         endpoint: note.endpoint,
@@ -341,8 +398,9 @@ pub async fn restore(
     let sandbox = open_sandbox(&note.sandbox)?;
     let local =
         agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
+    routers::settle(agent, &local).await;
     let restored = async {
-        let wanted = plug_of(agent, note, &local, sandbox);
+        let wanted = plug_of(note, &local, sandbox);
         let owner = agent.networks.owner();
         let failed = |err| link_error(&err);
         let plugged = match adopt(&local.namespace, owner, &wanted).await.map_err(failed)? {
@@ -458,7 +516,7 @@ async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attach
     Ok(found)
 }
 
-fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
+fn plug_of(note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
     Plug {
         endpoint: note.endpoint.clone(),
         sandbox,
@@ -467,7 +525,7 @@ fn plug_of(agent: &Agent, note: &Attachment, local: &LocalNetwork, sandbox: NetN
         addresses: note.ips.clone(),
         mtu: u32::from(local.mtu()),
         gateways: note.gateways.clone(),
-        isolated: agent.tables.switches_locally(local.key),
+        isolated: local.is_switched(),
     }
 }
 

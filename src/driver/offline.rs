@@ -191,6 +191,7 @@ async fn publish_one(agent: &Agent, note: &Attachment) -> Result<(), String> {
         name: wanted.name,
         labels: wanted.labels,
         adopt: None,
+        replaces: None,
         reserved: wanted.ips,
         again: true,
     };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::view::Kind;
-use super::{Error, NetNs, Netlink, Owner, network};
+use super::{Error, NetNs, Netlink, Owner, firewall, network, nft, permission};
 
 /// Something that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,18 @@ pub enum Removed {
         endpoint: String,
         /// The namespace it was in.
         place: String,
+    },
+    /// The host's end of a network's uplink.
+    Uplink {
+        /// Its name.
+        name: String,
+        /// The network's id.
+        network: String,
+    },
+    /// Rules in the host's namespace.
+    Rules {
+        /// Which.
+        what: String,
     },
     /// A network's namespace with its bridge and TAP, or the empty file left of its pin.
     Network {
@@ -31,6 +43,8 @@ impl fmt::Display for Removed {
             Self::Link { name, endpoint, place } => {
                 write!(f, "link {name} of endpoint {endpoint} in {place}")
             }
+            Self::Uplink { name, network } => write!(f, "uplink {name} of network {network}"),
+            Self::Rules { what } => write!(f, "rules {what}"),
             Self::Network { pin } => write!(f, "network namespace {}", pin.display()),
         }
     }
@@ -68,16 +82,48 @@ pub async fn run(owner: &Owner) -> Report {
         }
     }
     match NetNs::host() {
-        Ok(host) => links(owner, &host, &mut report).await,
+        Ok(host) => {
+            links(owner, &host, &mut report).await;
+            rules(owner, &host, &mut report).await;
+        }
         Err(error) => report.failed.push(error),
     }
     report
+}
+
+/// Removes what other people's rules were asked for, and our own. Without nft there is nothing.
+async fn rules(owner: &Owner, host: &NetNs, report: &mut Report) {
+    let permission = permission::remove(host, owner).await;
+    let table = firewall::remove(host, owner).await;
+    match (permission, table) {
+        (Ok(permission), Ok(table)) => {
+            if permission > 0 {
+                let what = format!("{} in {permission} tables", permission::chain(owner));
+                report.removed.push(Removed::Rules { what });
+            }
+            if table {
+                let what = format!("inet {}", firewall::table(owner));
+                report.removed.push(Removed::Rules { what });
+            }
+        }
+        (Err(Error::Nft { .. }), Err(Error::Nft { .. })) if !nft::is_installed() => {}
+        (permission, table) => {
+            report.failed.extend([permission.err(), table.err()].into_iter().flatten());
+        }
+    }
 }
 
 async fn links(owner: &Owner, namespace: &NetNs, report: &mut Report) {
     let removed = async {
         let netlink = Netlink::open(namespace)?;
         for link in netlink.links().await? {
+            if let Some(network) = owner.uplink_network(&link.alias) {
+                if netlink.delete(&link).await? {
+                    let network = network.to_owned();
+                    report.removed.push(Removed::Uplink { name: link.name, network });
+                }
+                continue;
+            }
             let Some(endpoint) = owner.endpoint(&link.alias).filter(|_| link.kind == Kind::Veth)
             else {
                 continue;

@@ -497,6 +497,20 @@ pub async fn find(network: &NetworkNs, owner: &Owner) -> Result<Vec<Found>, Erro
     Ok(found.collect())
 }
 
+/// Isolates the ports of all endpoints from each other, or ends that (`local = switch`).
+///
+/// # Errors
+/// `Netlink`, `Timeout`; goes on to the end and gives the first.
+pub async fn set_isolated(network: &NetworkNs, owner: &Owner, on: bool) -> Result<(), Error> {
+    let mut result = Ok(());
+    for found in find(network, owner).await?.into_iter().filter(|found| found.endpoint.is_some()) {
+        let port = &found.port;
+        let set = network.settle_port(port, PortView::endpoint(on), port.mtu, &port.alias).await;
+        result = result.and(set);
+    }
+    result
+}
+
 /// Removes a port that [`find`] gave. Returns whether it was still there.
 ///
 /// # Errors

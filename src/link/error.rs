@@ -175,6 +175,29 @@ pub enum Error {
         /// The sandbox.
         sandbox: String,
     },
+    /// The host has a route of its own where one of ours would have to be.
+    #[error(
+        "the host has a route to {route} through {ifname} already, which is within {subnet} of the \
+         network; remove it, or choose another subnet for the network"
+    )]
+    RouteTaken {
+        /// The network's subnet.
+        subnet: ipnet::IpNet,
+        /// The host's route.
+        route: ipnet::IpNet,
+        /// Its interface.
+        ifname: String,
+    },
+    /// No pair of addresses is left for an uplink.
+    #[error(
+        "all addresses of {pool} are in use on this host; give a larger pool with `uplink.{key}`"
+    )]
+    PoolUsed {
+        /// The pool.
+        pool: ipnet::IpNet,
+        /// Its key in the configuration.
+        key: &'static str,
+    },
     /// A kernel setting could not be read or written.
     #[error("cannot set {name} to {value}: {source}; is /proc/sys writable for the agent?")]
     Sysctl {

@@ -16,12 +16,17 @@
 //! ([`netns`]). In the host's namespace a bridge would pass through the host's FORWARD policy, which
 //! Docker sets to DROP; here bridge-netfilter is off before there is a bridge. The infrastructure
 //! itself is silent: IPv6 is off on bridge and ports, so they send no router solicitation, no
-//! listener report and no duplicate address detection, and nothing there has an address.
+//! listener report and no duplicate address detection, and nothing there has an address but a
+//! gateway.
 //!
 //! Attaching has two steps ([`endpoint`]): `plug` makes everything with both ends down, then the
 //! tables of the cluster change, then `up` lets frames flow. A port takes frames only from its
 //! endpoint's MAC (`locked`, with one static entry) and gets no unknown unicast; what it says in
 //! IP, ARP and ND is checked by rules of ours ([`source_check`]).
+//!
+//! A network with a gateway has a [`router`] in its namespace. One that reaches beyond has an
+//! [`uplink`] from there to the host's namespace, where [`firewall`] says what may pass and
+//! [`permission`] asks the rules of others to let it.
 //!
 //! Everything is level-triggered: the present state is read, what differs is corrected, what cannot
 //! be changed is replaced, and nothing is remembered between calls. An agent that was killed at any
@@ -37,13 +42,20 @@
 pub mod cleanup;
 pub mod endpoint;
 mod error;
+pub mod firewall;
+pub mod forwarding;
 pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod network;
+mod nft;
+pub mod permission;
+pub mod router;
+mod routing;
 pub mod source_check;
 mod sysctl;
 pub mod underlay;
+pub mod uplink;
 pub mod view;
 
 pub use error::{Addresses, Error};

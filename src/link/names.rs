@@ -18,6 +18,8 @@ use super::Error;
 pub const BRIDGE: &str = "br0";
 /// The switch's TAP there.
 pub const TAP: &str = "tap0";
+/// What the names of uplinks of all owners begin with.
+pub const UPLINK: &str = "sky";
 /// Where pins lie unless told otherwise.
 pub const PIN_DIR: &str = "/run/skybridge/netns";
 /// Longest interface name, in bytes (IFNAMSIZ without its zero).
@@ -106,6 +108,27 @@ impl Owner {
         format!("ve{}", digest(&[self.hash.as_bytes(), endpoint.as_bytes()], 12))
     }
 
+    /// What the names of all uplinks of this owner begin with, and nobody else's here.
+    pub fn uplinks(&self) -> String {
+        format!("{UPLINK}{}", self.hash.get(..4).unwrap_or_default())
+    }
+
+    /// The name of a network's uplink in the host's namespace.
+    pub fn uplink(&self, network: &str) -> String {
+        let digest = digest(&[self.hash.as_bytes(), b"uplink", network.as_bytes()], 8);
+        format!("{}{digest}", self.uplinks())
+    }
+
+    /// The alias that an uplink carries.
+    pub fn uplink_alias(&self, network: &str) -> String {
+        format!("skybridge-uplink:{}:{network}", self.hash)
+    }
+
+    /// The network whose uplink an alias speaks of, if it is ours.
+    pub fn uplink_network<'a>(&self, alias: &'a str) -> Option<&'a str> {
+        alias.strip_prefix("skybridge-uplink:")?.strip_prefix(&self.hash)?.strip_prefix(':')
+    }
+
     /// A name for the sandbox's end that no one else has, for runtimes that move and rename it.
     pub fn passing(&self, endpoint: &str) -> String {
         format!("vs{}", digest(&[self.hash.as_bytes(), endpoint.as_bytes()], 12))
@@ -164,7 +187,10 @@ mod tests {
         assert_ne!(a.port("e1"), b.port("e1"));
         assert_ne!(a.port("e1"), a.port("e2"));
         assert_ne!(a.pin("n"), b.pin("n"));
-        for name in [a.port("e1"), a.passing("e1"), BRIDGE.into(), TAP.into()] {
+        assert_ne!(a.uplink("n1"), b.uplink("n1"));
+        assert_ne!(a.uplink("n1"), a.uplink("n2"));
+        assert!(a.uplink("n1").starts_with(&a.uplinks()) && a.uplinks() != b.uplinks());
+        for name in [a.port("e1"), a.passing("e1"), a.uplink("n1"), BRIDGE.into(), TAP.into()] {
             check_ifname(&name).unwrap();
         }
     }
@@ -176,6 +202,9 @@ mod tests {
         assert_eq!(a.endpoint(&a.alias("x:y")), Some("x:y"));
         assert_eq!(b.endpoint(&a.alias("x")), None);
         assert_eq!(a.endpoint("skybridge:"), None);
+        assert_eq!(a.uplink_network(&a.uplink_alias("n1")), Some("n1"));
+        assert_eq!(b.uplink_network(&a.uplink_alias("n1")), None);
+        assert_eq!(a.endpoint(&a.uplink_alias("n1")), None);
     }
 
     #[test]

@@ -188,6 +188,23 @@ impl Netlink {
         }
     }
 
+    /// How many frames the device of that name dropped on the way out since it was made; for a TAP,
+    /// those that its queues had no room for. `None` when there is no such device.
+    ///
+    /// # Errors
+    /// See [`Netlink::links`].
+    pub async fn dropped(&self, name: &str) -> Result<Option<u64>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let doing = || format!("read the counters of {name} in {}", self.namespace.label());
+        let found = self.exchange(RouteNetlinkMessage::GetLink(message), 0, &doing).await;
+        match found {
+            Ok((answers, _)) => Ok(answers.iter().find_map(as_dropped)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Creates a link from attributes.
     pub(super) async fn create(
         &self,
@@ -319,6 +336,21 @@ impl Netlink {
 
     /// Adds an address without duplicate address detection; one that the link has is no error.
     pub(super) async fn address_add(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+        self.address_add_with(link, address, AddressFlags::Nodad).await
+    }
+
+    /// As [`Netlink::address_add`], without the route that comes with an address.
+    pub(super) async fn address_add_bare(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        self.address_add_with(link, address, flags).await
+    }
+
+    async fn address_add_with(
+        &self,
+        link: &Link,
+        address: IpNet,
+        flags: AddressFlags,
+    ) -> Result<(), Error> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         message.header.prefix_len = address.prefix_len();
@@ -326,7 +358,7 @@ impl Netlink {
         let ip = address.addr();
         message.attributes.push(AddressAttribute::Local(ip));
         message.attributes.push(AddressAttribute::Address(ip));
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        message.attributes.push(AddressAttribute::Flags(flags));
         message.header.family = AddressFamily::Inet6;
         match address {
             IpNet::V4(net) => {
@@ -344,6 +376,48 @@ impl Netlink {
         let message = RouteNetlinkMessage::NewAddress(message);
         match self.change(message, NLM_F_CREATE | NLM_F_EXCL, &doing).await {
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes an address; one that is gone already is no error.
+    pub(super) async fn address_delete(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+        let mut message = AddressMessage::default();
+        message.header.index = link.index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.family = match address {
+            IpNet::V4(_) => AddressFamily::Inet,
+            IpNet::V6(_) => AddressFamily::Inet6,
+        };
+        message.attributes.push(AddressAttribute::Local(address.addr()));
+        message.attributes.push(AddressAttribute::Address(address.addr()));
+        let doing = || format!("remove {address} from {} in {}", link.name, self.namespace.label());
+        match self.change(RouteNetlinkMessage::DelAddress(message), 0, &doing).await {
+            Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Adds a route, in the place of one to the same prefix with the same metric.
+    pub(super) async fn route_replace(
+        &self,
+        message: RouteMessage,
+        text: &str,
+    ) -> Result<(), Error> {
+        let doing = || format!("add route {text} in {}", self.namespace.label());
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewRoute(message), flags, &doing).await
+    }
+
+    /// Removes a route as it was read; one that is gone already is no error.
+    pub(super) async fn route_delete(
+        &self,
+        message: RouteMessage,
+        text: &str,
+    ) -> Result<(), Error> {
+        let doing = || format!("remove route {text} in {}", self.namespace.label());
+        match self.change(RouteNetlinkMessage::DelRoute(message), 0, &doing).await {
+            Err(error) if error.errno() == Some(libc::ESRCH) => Ok(()),
             other => other,
         }
     }
@@ -408,6 +482,14 @@ fn as_vxlan(answer: &RouteNetlinkMessage) -> Option<(String, u16)> {
         })
     })?;
     Some((name, port))
+}
+
+fn as_dropped(answer: &RouteNetlinkMessage) -> Option<u64> {
+    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
+        _ => None,
+    })
 }
 
 fn as_route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {

@@ -13,17 +13,25 @@ use super::view::{BridgeView, FdbEntry, Kind, Link, PortView};
 use super::{Error, NetNs, Netlink, Pinned, netns, run_in, sysctl};
 
 /// Settings of the whole namespace, in the order they are written: what could touch a frame first.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
-    ("net/ipv4/ip_forward", "0"),
-    ("net/ipv6/conf/all/forwarding", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/autoconf", "0"),
     // Devices made from here on start without IPv6, the TAP that a worker opens included.
     ("net/ipv6/conf/default/disable_ipv6", "1"),
 ];
+
+/// Frames that wait in each queue of the TAP before more are dropped. The kernel's default for
+/// Ethernet devices, said aloud: it bridges a millisecond in which the worker does not run at a
+/// million frames per second, and adds no delay that a sandbox's TCP would not. What waits is charged
+/// to the sockets that sent it, so super-frames do not make it a memory of its own.
+pub const TAP_QUEUE_FRAMES: u32 = 1000;
+
+/// Where there is no gateway, which routes ([`super::router`]).
+const NO_ROUTER: [(&str, &str); 2] =
+    [("net/ipv4/ip_forward", "0"), ("net/ipv6/conf/all/forwarding", "0")];
 
 /// What a network's namespace is to be like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +40,8 @@ pub struct NetworkLink {
     pub pin: PathBuf,
     /// IP MTU of bridge and ports, in bytes.
     pub mtu: u32,
+    /// Whether it has a gateway: then forwarding, and IPv6 on the bridge, are [`super::router`]'s.
+    pub router: bool,
     /// MAC of the bridge; fixed, so that it does not change with the ports.
     pub bridge_mac: MacAddr,
 }
@@ -81,7 +91,9 @@ async fn settle(
     pinned: Pinned,
 ) -> Result<NetworkNs, Error> {
     run_in(namespace, || {
-        SETTINGS.iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop))
+        let plain = NO_ROUTER.iter().filter(|_| !wanted.router);
+        let all = SETTINGS.iter().chain(plain);
+        all.into_iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop))
     })??;
     let netlink = Netlink::open(namespace)?;
     let links = netlink.links().await?;
@@ -90,7 +102,8 @@ async fn settle(
     }
     let bridge = settle_bridge(&netlink, wanted, links.iter().find(|l| l.name == BRIDGE)).await?;
     let ports = links.iter().filter(|link| link.master == Some(bridge.index));
-    silence(namespace, ports.chain([&bridge]))?;
+    let silent = (!wanted.router).then_some(&bridge);
+    silence(namespace, ports.chain(silent))?;
     if !bridge.up {
         netlink.set(&bridge, Vec::new(), Some(true)).await?;
     }
@@ -211,11 +224,22 @@ impl NetworkNs {
         let tap = self.netlink.link(name).await?.filter(|link| link.kind == Kind::Tun);
         let tap = tap.ok_or_else(|| missing(self.namespace(), name))?;
         silence(self.namespace(), [&tap].into_iter())?;
+        // Before it is up: the queues are sized by it.
+        self.netlink.set(&tap, vec![LinkAttribute::TxQueueLen(TAP_QUEUE_FRAMES)], None).await?;
         self.settle_port(&tap, PortView::tap(), mtu, &tap.alias).await?;
         if !tap.up {
             self.netlink.set(&tap, Vec::new(), Some(true)).await?;
         }
         Ok(tap)
+    }
+
+    /// How many frames the queues of the TAP `name` had no room for since it was made; none when it
+    /// is not there.
+    ///
+    /// # Errors
+    /// `Netlink`, `Timeout`.
+    pub async fn overflowed(&self, name: &str) -> Result<u64, Error> {
+        Ok(self.netlink.dropped(name).await?.unwrap_or_default())
     }
 
     /// Makes `link` a port of the bridge with these settings, MTU and alias, as far as it is not.

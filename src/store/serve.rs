@@ -10,6 +10,7 @@ use membership::key::HostName;
 use membership::pki::Files;
 
 use crate::config::Config;
+use crate::sys::privilege;
 
 /// How long a stop may take.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -55,6 +56,12 @@ impl EmbeddedStore {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("store")
+            // It opens files and connections of its own only, and what it reads comes from others.
+            .on_thread_start(|| {
+                if let Err(err) = privilege::hold(privilege::NOTHING) {
+                    tracing::warn!(%err, "a thread of the store keeps its capabilities");
+                }
+            })
             .enable_all()
             .build()
             .map_err(|error| error.to_string())?;

@@ -6,12 +6,15 @@
 //! - [`arena`]: buffers on huge pages.
 //! - [`mmsg`]: `sendmmsg` and `recvmmsg` with a control message of its own per datagram, which
 //!   neither `nix` nor `socket2` can say (UDP segment size and TOS differ from one to the next).
+//! - [`privilege`]: capabilities, by crates that are safe; it stands here because each of them is a
+//!   property of a thread.
 //! - [`sockopt`]: integer socket options and the socket error queue.
 //! - [`thread`]: how a thread is scheduled.
 //! - [`tun`]: TUN/TAP queues with virtio headers and offloads.
 
 pub mod arena;
 pub mod mmsg;
+pub mod privilege;
 pub mod sockopt;
 pub mod thread;
 pub mod tun;

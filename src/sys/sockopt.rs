@@ -22,6 +22,47 @@ pub fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Res
     Ok(())
 }
 
+/// What waits in a socket, and what did not fit (`SO_MEMINFO`, `include/uapi/linux/sock_diag.h`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queued {
+    /// Bytes of memory that received datagrams take now.
+    pub used_bytes: u64,
+    /// How many they may take.
+    pub limit_bytes: u64,
+    /// Datagrams that were dropped before anybody could read them, since the socket was opened.
+    pub dropped: u64,
+}
+
+/// Reads what waits in a socket.
+///
+/// # Errors
+/// As `getsockopt(2)`; `ENOPROTOOPT` before Linux 4.12.
+pub fn queued(fd: BorrowedFd<'_>) -> io::Result<Queued> {
+    const SO_MEMINFO: i32 = 55;
+    // `SK_MEMINFO_RMEM_ALLOC` and so on; those of older kernels stay zero.
+    const RMEM_ALLOC: usize = 0;
+    const RCVBUF: usize = 1;
+    const DROPS: usize = 8;
+    const VARS: usize = 9;
+    let mut values = [0u32; VARS];
+    let mut len = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: `values` and `len` outlive the call, and `len` is the true size of `values`.
+    super::check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(Queued {
+        used_bytes: values[RMEM_ALLOC].into(),
+        limit_bytes: values[RCVBUF].into(),
+        dropped: values[DROPS].into(),
+    })
+}
+
 /// One entry of a socket's error queue (`IP_RECVERR`, `include/uapi/linux/errqueue.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuedError {

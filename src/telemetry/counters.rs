@@ -80,6 +80,7 @@ counters! {
         underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
         gso_fallbacks, "messages", "Sends repeated without UDP segmentation because the path refused it.";
         learn_overflow, "entries", "Learned addresses lost because the queue to the table writer was full.";
+        learn_limited, "entries", "Learned addresses not told to the table writer yet because their VTEP had its share.";
         injected, "frames", "Announcements written to ports.";
     }
 }
@@ -91,6 +92,8 @@ counters! {
         bytes_out, "bytes", "Bytes of those frames, Ethernet header included.";
         frames_in, "frames", "Frames of the network accepted from the underlay, before coalescing.";
         bytes_in, "bytes", "Bytes of those frames, Ethernet header included.";
+        frames_local, "frames", "Frames and super-frames between containers of this host that the switch carried (`local=switch`).";
+        bytes_local, "bytes", "Bytes of those frames, Ethernet header included.";
     }
 }
 

@@ -21,9 +21,34 @@ pub struct Figures {
     pub ports: Vec<(String, Vec<u64>)>,
     /// Reason, direction, network (empty where none was known), count.
     pub drops: Vec<(&'static str, &'static str, String, u64)>,
+    /// What is bounded.
+    pub bounds: Vec<Bound>,
     /// Name, help and value of what is not a counter.
     pub gauges: Vec<(&'static str, &'static str, f64)>,
 }
+
+/// Something bounded, see `skybridge stats`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bound {
+    /// Its name.
+    pub name: &'static str,
+    /// How much there is; `None` where the kernel does not tell.
+    pub used: Option<f64>,
+    /// How much there may be.
+    pub limit: f64,
+    /// The most that there was.
+    pub high: Option<f64>,
+}
+
+/// The metrics of what is bounded, with their help.
+pub const BOUNDS: [(&str, &str); 3] = [
+    ("skybridge_limit", "How much there may be, by the name of what is bounded"),
+    ("skybridge_limit_used", "How much there is now, by the name of what is bounded"),
+    (
+        "skybridge_limit_high",
+        "The most that there was since the start, by the name of what is bounded",
+    ),
+];
 
 /// Where the figures come from.
 pub type Source = Arc<dyn Fn() -> Figures + Send + Sync>;
@@ -70,6 +95,17 @@ impl Collector for Adapter {
                 ("network", network.clone()),
             ];
             ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+        }
+        let values: [fn(&Bound) -> Option<f64>; 3] =
+            [|bound| Some(bound.limit), |bound| bound.used, |bound| bound.high];
+        for ((name, help), value) in BOUNDS.iter().zip(values) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for bound in &figures.bounds {
+                if let Some(value) = value(bound) {
+                    let labels = [("name", bound.name)];
+                    ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+                }
+            }
         }
         for (name, help, value) in &figures.gauges {
             let gauge = ConstGauge::new(*value);
@@ -122,6 +158,7 @@ mod tests {
             workers: vec![vec![7; WorkerCounters::DESCRIPTIONS.len()]],
             ports: vec![("blue".to_owned(), vec![3; PortCounters::DESCRIPTIONS.len()])],
             drops: vec![("in_vni_unknown", "inbound", String::new(), 5)],
+            bounds: vec![Bound { name: "learn_queue", used: None, limit: 9.0, high: Some(4.0) }],
             gauges: vec![("skybridge_generation", "Generation of the tables", 9.0)],
         };
         let source: Source = Arc::new(move || figures.clone());
@@ -133,5 +170,8 @@ mod tests {
         assert!(text.contains("skybridge_network_frames_in_total{network=\"blue\"} 3"));
         assert!(text.contains("reason=\"in_vni_unknown\""));
         assert!(text.contains("skybridge_generation 9"));
+        assert!(text.contains("skybridge_limit{name=\"learn_queue\"} 9"), "{text}");
+        assert!(text.contains("skybridge_limit_high{name=\"learn_queue\"} 4"), "{text}");
+        assert!(!text.contains("skybridge_limit_used{"), "{text}");
     }
 }

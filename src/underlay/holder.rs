@@ -16,7 +16,8 @@ pub enum Holder {
         /// Its name, from `/proc/PID/comm`.
         name: String,
     },
-    /// Nobody that can be seen from here: a socket of another namespace's process, or gone again.
+    /// A socket that no process here has: the kernel's, whose vxlan device was moved into another
+    /// network namespace, or that of a process of another PID namespace.
     Unknown,
 }
 
@@ -28,7 +29,11 @@ impl fmt::Display for Holder {
                  overlay makes)",
             ),
             Self::Process { pid, name } => write!(f, "process {pid} ({name})"),
-            Self::Unknown => f.write_str("a socket whose owner cannot be seen from here"),
+            Self::Unknown => f.write_str(
+                "a socket that no process here has, probably the kernel's: Docker Swarm's overlay \
+                 moves its vxlan devices into other network namespaces (`docker network ls` shows \
+                 its networks)",
+            ),
         }
     }
 }

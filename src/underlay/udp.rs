@@ -69,7 +69,8 @@ impl Flavor {
         usize::from(self.ipv6) | usize::from(self.df) << 1 | usize::from(self.checksum) << 2
     }
 
-    fn all() -> impl Iterator<Item = Self> {
+    /// All combinations, in the order of [`Self::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(|i| Self { ipv6: i & 1 != 0, df: i & 2 != 0, checksum: i & 4 != 0 })
     }
 }
@@ -101,6 +102,63 @@ pub struct Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl Listener {
+    /// Opens a receive socket at `at`, which other workers' may share.
+    ///
+    /// # Errors
+    /// As [`Sockets::open`].
+    pub fn open(at: SocketAddr, offload: UdpOffload) -> Result<Self, Error> {
+        Ok(Self { socket: listen(at, offload)?, port: at.port() })
+    }
+
+    /// What the kernel keeps of the datagrams that wait in it.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn queue(&self) -> io::Result<sockopt::Queued> {
+        sockopt::queued(self.socket.as_fd())
+    }
+
+    /// One more handle of the same socket, to look at it from elsewhere.
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub fn watcher(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, port: self.port })
+    }
+}
+
+/// A send socket.
+#[derive(Debug)]
+pub struct Sender(Socket);
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Sender {
+    /// Opens a send socket of `flavor` on `port`, or on a free one that is none of `avoid`.
+    ///
+    /// # Errors
+    /// As [`Sockets::open`].
+    pub fn open(
+        address: IpAddr,
+        flavor: Flavor,
+        avoid: &[u16],
+        port: Option<u16>,
+    ) -> Result<Self, Error> {
+        sender(address, flavor, avoid, port).map(Self)
+    }
+
+    /// Its source port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        port_of(&self.0)
     }
 }
 
@@ -142,13 +200,20 @@ impl Sockets {
         std::array::from_fn(|flavor| self.fans[flavor].iter().map(port_of).collect())
     }
 
-    /// Adds a receive socket.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn listen(&mut self, at: SocketAddr, offload: UdpOffload) -> Result<(), Error> {
-        self.listeners.push(Listener { socket: listen(at, offload)?, port: at.port() });
-        Ok(())
+    /// The place of a send socket among [`Self::senders`].
+    #[must_use]
+    pub fn index_of(&self, flavor: Flavor, number: usize) -> Option<usize> {
+        let fan = self.fans.get(flavor.index())?;
+        let before: usize = self.fans.iter().take(flavor.index()).map(Vec::len).sum();
+        (number < fan.len()).then_some(before + number)
+    }
+
+    /// Puts `sender` in the place of a send socket, which is closed.
+    pub fn replace(&mut self, flavor: Flavor, number: usize, sender: Sender) {
+        let place = self.fans.get_mut(flavor.index()).and_then(|fan| fan.get_mut(number));
+        if let Some(place) = place {
+            *place = sender.0;
+        }
     }
 
     /// The send sockets of a flavor; empty when this host has no VTEP of that family.

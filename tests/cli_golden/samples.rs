@@ -28,6 +28,7 @@ pub(crate) fn networks() -> Vec<Network> {
             udp_port: 8472,
             subnets: vec!["203.0.113.0/24".parse().unwrap()],
             mtu: 8950,
+            reaches: Vec::new(),
             endpoints: 0,
             hosts: 0,
             state: NetworkState::Absent,
@@ -40,6 +41,7 @@ pub(crate) fn networks() -> Vec<Network> {
             udp_port: 4789,
             subnets: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:51::/64".parse().unwrap()],
             mtu: 1450,
+            reaches: vec!["world".to_owned(), "host".to_owned()],
             endpoints: 3,
             hosts: 2,
             state: NetworkState::Up,
@@ -52,9 +54,11 @@ pub(crate) fn network() -> NetworkDetail {
         network: networks().remove(1),
         mtu_requested: None,
         gateways: vec![ip("198.51.100.1"), ip("2001:db8:51::1")],
+        gateway_mac: Some("02:42:c6:33:64:01".parse().unwrap()),
         exclude: vec!["198.51.100.200-198.51.100.220".to_owned()],
         pools: pools(),
         nat_outgoing: true,
+        host_access: true,
         options: [("source_check".to_owned(), "mac".to_owned())].into(),
         labels: [("team".to_owned(), "web".to_owned())].into(),
         host_names: vec!["h1".to_owned(), "h2".to_owned()],
@@ -67,6 +71,12 @@ pub(crate) fn network() -> NetworkDetail {
             queues: 2,
             endpoints: 2,
             reserved: vec![ip("198.51.100.4"), ip("2001:db8:51::4")],
+            host_ips: vec![ip("198.51.100.5"), ip("2001:db8:51::5")],
+            uplink: Some("sky1f0a9c3b7d22".to_owned()),
+            uplink_addresses: vec![
+                "169.254.64.0/31".parse().unwrap(),
+                "fdb1:5c7e:d42::/127".parse().unwrap(),
+            ],
             reason: None,
         }),
     }
@@ -105,10 +115,18 @@ pub(crate) fn failed_network() -> NetworkDetail {
     detail.mtu_requested = Some(1400);
     detail.static_vteps.clear();
     detail.gateways.clear();
+    detail.gateway_mac = None;
     detail.nat_outgoing = false;
+    detail.host_access = false;
     detail.labels.clear();
     let reason = Some("cannot make the bridge: Operation not permitted".to_owned());
-    detail.local = detail.local.map(|local| LocalNetwork { reason, ..local });
+    detail.local = detail.local.map(|local| LocalNetwork {
+        reason,
+        host_ips: Vec::new(),
+        uplink: None,
+        uplink_addresses: Vec::new(),
+        ..local
+    });
     detail
 }
 
@@ -315,6 +333,7 @@ pub(crate) fn drops() -> Vec<Drops> {
         reason: name.to_owned(),
         direction,
         network: network.map(str::to_owned),
+        endpoint: name.starts_with("veth").then(|| "9f2c41d80b7e6a35".to_owned()),
         count,
         description: format!("What {name} means, one sentence."),
         hint: "`skybridge endpoints` lists who exists".to_owned(),
@@ -324,6 +343,7 @@ pub(crate) fn drops() -> Vec<Drops> {
         reason("in_truncated", Direction::Inbound, None, 0),
         reason("out_neighbor_unknown", Direction::Outbound, Some("green"), 1),
         reason("in_vtep_unknown", Direction::Inbound, None, 1204),
+        reason("veth_source_arp", Direction::Outbound, Some("blue"), 12),
     ]
 }
 
@@ -354,6 +374,24 @@ pub(crate) fn stats() -> Stats {
             NetworkStats {
                 network: "blue".to_owned(),
                 counters: vec![counter("frames_in", "frames", &[77_000, 4])],
+            },
+        ],
+        limits: vec![
+            Limit {
+                name: "learn_queue".to_owned(),
+                help: "Learned addresses on the way to the tables.".to_owned(),
+                unit: "entries".to_owned(),
+                used: Some(3),
+                limit: 4096,
+                high: Some(120),
+            },
+            Limit {
+                name: "port_queue".to_owned(),
+                help: "Frames that wait in one queue of a port.".to_owned(),
+                unit: "frames".to_owned(),
+                used: None,
+                limit: 1000,
+                high: None,
             },
         ],
     }
@@ -421,6 +459,15 @@ pub(crate) fn status() -> Status {
             vteps: vec![vtep("192.0.2.1"), vtep("2001:db8::1")],
             mtu: 1500,
         },
+        outside: Some(Outside {
+            table: "inet skybridge_1f0a2b3c".to_owned(),
+            forwards_ipv4: true,
+            forwards_ipv6: true,
+            changed: vec!["net.ipv4.ip_forward".to_owned()],
+            permission: vec!["ip filter DOCKER-USER".to_owned()],
+            reasserted: 2,
+            udp_ports: Some("4790-32767".to_owned()),
+        }),
         networks: networks(),
         drops_total: 1208,
         warnings: vec![Warning {
@@ -498,6 +545,7 @@ pub(crate) fn attach() -> Attach {
         netns: "c1".to_owned(),
         ips: vec![ip("198.51.100.2")],
         mac: Some(mac(2)),
+        moves: None,
         ifname: "eth0".to_owned(),
         name: Some("web".to_owned()),
         default_route: true,

@@ -2,7 +2,7 @@
 
 use fdb::{Delta, Millis, Place, SourceCheck, VtepKey};
 use skybridge::datapath::drop::DropReason;
-use skybridge::datapath::learn::Learned;
+use skybridge::datapath::learn::{CAPACITY, Learned, SHARE, WINDOW_MS};
 
 use super::frames::{Spec, mac, other};
 use super::lab::{self, Arrived, At, Host, Lab, NETWORK, Options, vtep_address_v6};
@@ -121,20 +121,45 @@ fn addresses_are_learned_moved_and_confirmed_no_more_than_needed() {
     assert_eq!(host.dropped()[0], (DropReason::OutDestinationUnknown, At::Port, 1));
 }
 
+/// A frame of source `i` of many.
+fn of_source(i: usize) -> Vec<u8> {
+    let mut frame = other(mac(1), mac(200), 50);
+    frame[6..9].copy_from_slice(&[2, (i >> 8) as u8, i as u8]);
+    frame
+}
+
+#[test]
+fn a_vtep_that_floods_sources_leaves_room_for_the_others() {
+    let mut lab = Lab::new(3, Options::default());
+    let host = &mut lab.hosts[0];
+    host.set_network(|network| network.learning = true);
+    let share = usize::from(SHARE);
+    let flood: Vec<Arrived> = (0..share + 1000).map(|i| Arrived::frame(1, &of_source(i))).collect();
+    host.receive(&flood);
+    // Many frames of one source are told of once.
+    host.receive(&vec![Arrived::frame(2, &of_source(9999)); 100]);
+    let told: Vec<Learned> = host.learn.drain().collect();
+    assert_eq!(told.iter().filter(|learned| learned.vtep == VtepKey(1)).count(), share);
+    assert_eq!(told.iter().filter(|learned| learned.vtep == VtepKey(2)).count(), 1);
+    assert_eq!(host.counters.learn_limited.get(), 1000);
+    assert_eq!(host.counters.learn_overflow.get(), 0);
+    assert_eq!(host.taps.written.len(), share + 1100, "the frames go on");
+    // The next window has a share of its own.
+    host.now_ms += WINDOW_MS;
+    host.receive(&[Arrived::frame(1, &of_source(5000))]);
+    assert_eq!(host.learn.drain().count(), 1);
+}
+
 #[test]
 fn a_full_learn_queue_is_counted_and_the_frames_pass() {
     let mut lab = Lab::new(2, Options::default());
     let host = &mut lab.hosts[0];
     host.set_network(|network| network.learning = true);
-    let count = skybridge::datapath::learn::CAPACITY + 5;
-    let all: Vec<Arrived> = (0..count)
-        .map(|i| {
-            let mut frame = other(mac(1), mac(200), 50);
-            frame[6..9].copy_from_slice(&[2, (i >> 8) as u8, i as u8]);
-            Arrived::frame(1, &frame)
-        })
-        .collect();
-    host.receive(&all);
+    let count = CAPACITY + 5;
+    for chunk in (0..count).collect::<Vec<_>>().chunks(usize::from(SHARE)) {
+        host.now_ms += WINDOW_MS;
+        host.receive(&chunk.iter().map(|i| Arrived::frame(1, &of_source(*i))).collect::<Vec<_>>());
+    }
     assert_eq!(host.counters.learn_overflow.get(), 5);
     assert_eq!(host.taps.written.len(), count);
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use encap::{Vni, vnet, vxlan};
 use fdb::{
-    Delta, MacEntry, Neighbor, Network, NetworkKey, Origin, Place, Reader, Revision, SourceCheck,
-    Vtep, VtepKey, Writer,
+    Delta, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, Place, Reader, Revision,
+    SourceCheck, Vtep, VtepKey, Writer,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -80,10 +80,13 @@ pub fn network(key: NetworkKey) -> Network {
         learning: false,
         flood_unknown: false,
         flood_broadcast: true,
+        flood_multicast: true,
+        flood_rate: 10_000,
         flood_arp: false,
         source_check: SourceCheck::Mac,
         df: true,
         switch_local: false,
+        gateway: None,
     }
 }
 
@@ -328,6 +331,7 @@ impl Host {
         let inbound = Inbound::new(
             own.to_vec(),
             options.coalesce,
+            Millis(10_000),
             Arc::clone(&counters),
             Arc::clone(&drops),
             Arc::clone(&learn),
@@ -336,7 +340,8 @@ impl Host {
         let port = PortState {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
-            budget: Budget::new(0),
+            budget: Arc::new(Budget::default()),
+            local: false,
         };
         Self {
             writer,
@@ -425,6 +430,13 @@ impl Host {
         let outcome = loop {
             let port = self.taps.ports[0].as_mut().unwrap();
             let outcome = self.outbound.frame(turn, port, &mut self.arena, at, len);
+            if matches!(outcome, Outcome::Local | Outcome::LocalAndOn) {
+                let read = self.arena[at..at + len].to_vec();
+                self.taps.deliver(NETWORK, &[IoSlice::new(&read)]);
+            }
+            if outcome == Outcome::LocalAndOn {
+                continue;
+            }
             if outcome != Outcome::Full {
                 break outcome;
             }

@@ -233,7 +233,10 @@ fn second_agent() {
     command.arg("--socket").arg(socket);
     let second = run_within(agent.command(), Duration::from_secs(20));
     assert_ne!(second.code(), 0, "{second}");
-    assert!(second.stderr.contains("state"), "{second}");
+    let holder = format!("process {}", agent.pid());
+    for word in ["state", &holder, "--state-dir"] {
+        assert!(second.stderr.contains(word), "{word} is not said: {second}");
+    }
     assert!(agent.running());
     let _ = agent.cli(&["status"]);
 }

@@ -544,7 +544,7 @@ fn agents_before_their_store() {
 fn an_underlay_address_comes_back() {
     let (lab, agents, containers) = cluster(2, Underlay::Offloading, Store::Embedded, Family::V4);
     for agent in &agents {
-        for text in ["store", "lease", "watch"] {
+        for text in ["store", "lease", "watch", "needs attention"] {
             agent.allow_log(text);
         }
     }

@@ -356,6 +356,7 @@ fn a_restored_store() {
         attached.push(agent.container(&lab, NETWORK, &name, &[]));
     }
     lab.etcd().restart();
+    lab.etcd().wait_healthy();
     wait_until("they are in the store", Duration::from_secs(20), || {
         (count(&lab, &addresses) == 2 * attached.len() as u64).then_some(())
     });

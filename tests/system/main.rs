@@ -8,27 +8,37 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod attach;
+mod bounds;
 mod errors;
 mod faults;
+mod flood;
 mod frames;
+mod host_faults;
 mod hostile;
 mod interop;
 mod ipam;
 mod join;
 mod lab;
+mod local;
+mod manager;
+mod moves;
 mod offload;
+mod outside;
 mod ovs;
+mod privileges;
 mod recovery;
 mod reload;
 mod scale;
 mod scene;
 mod session;
+mod soak;
 mod store_faults;
 mod support;
 mod traffic;
 mod wire;
 
 fn main() {
+    testkit::sandbox::run_if_asked();
     testkit::use_binary(env!("CARGO_BIN_EXE_skybridge"));
     let mut suite = testkit::Suite::new();
     lab::register(&mut suite);
@@ -40,12 +50,21 @@ fn main() {
     attach::register(&mut suite);
     wire::register(&mut suite);
     hostile::register(&mut suite);
+    local::register(&mut suite);
+    moves::register(&mut suite);
+    flood::register(&mut suite);
+    outside::register(&mut suite);
     recovery::register(&mut suite);
     faults::register(&mut suite);
     store_faults::register(&mut suite);
     session::register(&mut suite);
     join::register(&mut suite);
     errors::register(&mut suite);
+    privileges::register(&mut suite);
+    manager::register(&mut suite);
+    host_faults::register(&mut suite);
+    bounds::register(&mut suite);
+    soak::register(&mut suite);
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);

@@ -1,20 +1,26 @@
 //! Agents and stores that die under traffic.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testkit::traffic::{self, next_port, start};
-use testkit::{Container, Family, Lab, Process, Store, Suite, Underlay, wait_until};
+use testkit::{Agent, Container, Family, Lab, Process, Store, Suite, Underlay, wait_until};
 
-use crate::support::{AGENTS, NETWORK, WITH_ETCD, cluster, exchange, measured, number};
+use crate::privileges::{UNDER_UNIT, unit};
+use crate::support::{
+    AGENTS, DUAL, NETWORK, WITH_ETCD, cluster, containers, exchange, measured, number,
+};
 
 pub(crate) fn register(suite: &mut Suite) {
-    suite.timed("recovery::kill_of_an_agent", WITH_ETCD, kill_of_an_agent);
+    suite.timed("recovery::kill_of_an_agent", WITH_ETCD, || kill_of_an_agent(None));
+    let unit = || kill_of_an_agent(Some(unit("skybridge.service")));
+    suite.timed("recovery::kill_of_an_agent_under_the_unit", UNDER_UNIT, unit);
     suite.timed("recovery::kill_of_the_store_host", AGENTS, kill_of_the_store_host);
     suite.timed("recovery::stop_and_start", AGENTS, stop_and_start);
     suite.timed("recovery::store_away", WITH_ETCD, store_away);
     suite.test("recovery::start_without_store", WITH_ETCD, start_without_store);
-    suite.test("recovery::another_number_of_workers", WITH_ETCD, another_number_of_workers);
+    suite.timed("recovery::another_number_of_workers", WITH_ETCD, another_number_of_workers);
 }
 
 /// Numbered datagrams and a verified TCP stream from one container to another, going on while the
@@ -65,8 +71,18 @@ fn identity(container: &Container) -> (Value, Value) {
 }
 
 /// kill -9 and a restart at once: the containers' interfaces stay, traffic comes back by itself.
-fn kill_of_an_agent() {
-    let (lab, agents, containers) = cluster(2, Underlay::Offloading, Store::Etcd, Family::V4);
+fn kill_of_an_agent(unit: Option<PathBuf>) {
+    let lab = Lab::with_hosts(2).build();
+    let agents: Vec<Agent> = [1, 2]
+        .into_iter()
+        .map(|host| {
+            let spec = lab.spec(host, Store::Etcd, Family::V4);
+            let spec = unit.iter().fold(spec, |spec, unit| spec.unit(unit));
+            lab.start_agent(host, spec)
+        })
+        .collect();
+    agents[0].create_network(NETWORK, DUAL);
+    let containers = containers(&lab, &agents);
     let before: Vec<_> = containers.iter().map(identity).collect();
     let flows = Flows::start(&lab, &containers[0], &containers[1], 12);
     let killed = Instant::now();
@@ -196,13 +212,28 @@ fn another_number_of_workers() {
     let spec = |host: usize| lab.spec(host, Store::Etcd, Family::V4);
     let first = lab.start_agent(1, spec(1));
     let second = lab.start_agent(2, spec(2).args(&["--workers", "1"]));
-    first.create_network(NETWORK, crate::support::DUAL);
-    let containers = crate::support::containers(&lab, &[first.clone(), second.clone()]);
+    first.create_network(NETWORK, DUAL);
+    let containers = containers(&lab, &[first.clone(), second.clone()]);
     exchange(&lab, &containers[0], &containers[1], 1_000_000);
+    // Under traffic, up and down again.
+    let flows = Flows::start(&lab, &containers[0], &containers[1], 14);
     second.kill9();
     let again = lab.start_agent(2, spec(2).args(&["--workers", "2"]));
-    exchange(&lab, &containers[0], &containers[1], 1_000_000);
+    assert_eq!(again.json(&["status"])["datapath"]["workers"], 2);
+    exchange(&lab, &containers[0], &containers[1], 200_000);
     again.kill9();
     second.start();
+    assert_eq!(second.json(&["status"])["datapath"]["workers"], 1);
+    let (udp, tcp) = flows.finish();
+    assert_eq!(udp["corrupt"], 0, "{udp}");
+    measured(
+        "workers changed twice under traffic",
+        format_args!(
+            "UDP silent for {:.0} ms, TCP for {:.0} ms",
+            number(&udp, "longest_pause_ms"),
+            number(&tcp, "longest_pause_ms")
+        ),
+    );
+    assert!(number(&tcp, "longest_pause_ms") < 10_000.0, "{tcp}");
     exchange(&lab, &containers[1], &containers[0], 1_000_000);
 }

@@ -9,29 +9,19 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::traffic::{self, Udp};
 use testkit::{
-    Agent, AgentSpec, Cap, Container, EtcdSpec, Family, Lab, Pki, Process, Suite, wait_until,
+    Agent, AgentSpec, Container, EtcdSpec, Family, Lab, Pki, Process, Suite, wait_until,
 };
 
-use crate::support::{DUAL, NETWORK, measured};
+use crate::support::{DUAL, NETWORK, WITH_TLS, measured};
 
-const CAPS: &[Cap] = &[
-    Cap::Root,
-    Cap::Links,
-    Cap::Tun,
-    Cap::Ethtool,
-    Cap::Nft,
-    Cap::Etcd,
-    Cap::Etcdctl,
-    Cap::Openssl,
-];
 /// The time that a reload and what follows from it may take.
 const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn register(suite: &mut Suite) {
-    suite.test("reload::another_endpoint", CAPS, another_endpoint);
-    suite.test("reload::another_certificate", CAPS, another_certificate);
-    suite.test("reload::another_password_and_roles", CAPS, another_password_and_roles);
-    suite.test("reload::what_cannot_be_used_is_refused", CAPS, what_cannot_be_used_is_refused);
+    suite.test("reload::another_endpoint", WITH_TLS, another_endpoint);
+    suite.test("reload::another_certificate", WITH_TLS, another_certificate);
+    suite.test("reload::another_password_and_roles", WITH_TLS, another_password_and_roles);
+    suite.test("reload::what_cannot_be_used_is_refused", WITH_TLS, what_cannot_be_used_is_refused);
 }
 
 /// An agent that has everything about its store from its file.

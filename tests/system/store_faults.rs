@@ -10,20 +10,10 @@ use nix::sys::signal::Signal;
 use testkit::{Cap, EtcdSpec, Family, Lab, Pki, Proxy, Store, Suite, wait_until};
 
 use crate::scene::{ALLOWED, Mesh, SHORT, Scene, long};
-use crate::support::{AGENTS, measured};
+use crate::support::{AGENTS, WITH_TLS, measured};
 
 const CAPS: &[Cap] =
     &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd, Cap::Etcdctl];
-const WITH_TLS: &[Cap] = &[
-    Cap::Root,
-    Cap::Links,
-    Cap::Tun,
-    Cap::Ethtool,
-    Cap::Nft,
-    Cap::Etcd,
-    Cap::Etcdctl,
-    Cap::Openssl,
-];
 
 pub(crate) fn register(suite: &mut Suite) {
     suite.timed("store_faults::killed", CAPS, killed);

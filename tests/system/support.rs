@@ -12,6 +12,17 @@ pub(crate) const AGENTS: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtoo
 /// With a real etcd beside them.
 pub(crate) const WITH_ETCD: &[Cap] =
     &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
+/// With an etcd that is managed by `etcdctl` and has certificates of `openssl`.
+pub(crate) const WITH_TLS: &[Cap] = &[
+    Cap::Root,
+    Cap::Links,
+    Cap::Tun,
+    Cap::Ethtool,
+    Cap::Nft,
+    Cap::Etcd,
+    Cap::Etcdctl,
+    Cap::Openssl,
+];
 /// With the kernel's vxlan device on the other side.
 pub(crate) const WITH_VXLAN: &[Cap] =
     &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Vxlan];
@@ -76,6 +87,15 @@ pub(crate) fn exchange(lab: &Lab, a: &Container, b: &Container, bytes: u64) {
 /// As listings show it.
 pub(crate) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Pings and verified TCP from `a` to `b` over each family that both have. Unlike [`exchange`] it
+/// says nothing of loss, which a busy machine makes by itself.
+pub(crate) fn carry(lab: &Lab, a: &Container, b: &Container, bytes: u64) {
+    for family in a.families() {
+        traffic::ping(a.netns(), b.address(family), 56);
+        traffic::tcp(lab, a, b, family, Tcp { bytes, streams: 2, odd_sizes: true });
+    }
 }
 
 /// The number that `drops --json` gives for a reason, 0 if it is not listed.

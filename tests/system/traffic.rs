@@ -80,7 +80,7 @@ fn two_networks() {
     let mut ends = Vec::new();
     for network in ["red", "green"] {
         agents[0].create_network(network, &["--subnet", "198.51.100.0/24"]);
-        for (agent, ip) in agents.iter().zip(["198.51.100.10", "198.51.100.11"]) {
+        for (agent, ip) in agents.iter().zip(["198.51.100.10", "198.51.100.130"]) {
             let name = format!("{network}-{}", agent.name());
             ends.push(agent.container(&lab, network, &name, &["--ip", ip]));
         }
@@ -91,6 +91,6 @@ fn two_networks() {
     }
     // Only the own network's container answers: with it gone, the address is silent.
     agents[1].detach("red", &ends[1]);
-    assert!(!testkit::traffic::reaches(ends[0].netns(), "198.51.100.11".parse().unwrap()));
-    assert!(testkit::traffic::reaches(ends[2].netns(), "198.51.100.11".parse().unwrap()));
+    assert!(!testkit::traffic::reaches(ends[0].netns(), "198.51.100.130".parse().unwrap()));
+    assert!(testkit::traffic::reaches(ends[2].netns(), "198.51.100.130".parse().unwrap()));
 }

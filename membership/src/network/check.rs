@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{EXCLUDE_MAX, Error, MTU_MIN_V4, MTU_MIN_V6, SUBNETS_MAX};
+use crate::gateway;
 use crate::ipam::plan;
 use crate::record::{NetworkRecord, StaticVtep};
 
@@ -12,7 +13,7 @@ use crate::record::{NetworkRecord, StaticVtep};
 ///
 /// # Errors
 ///
-/// [`Error::Subnet`], [`Error::Gateway`], [`Error::Exclude`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
+/// [`Error::Subnet`], [`Error::Gateway`], [`Error::NoGateway`], [`Error::Exclude`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
 pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     if record.vni.get() == 0 {
         return Err(Error::VniZero(record.vni));
@@ -20,6 +21,7 @@ pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     check_subnets(&record.subnets)?;
     check_gateways(record)?;
     check_exclude(record)?;
+    check_routed(record)?;
     if let Some(mtu) = record.mtu {
         let has_v6 = record.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
         let (family, least) = if has_v6 { ("IPv6", MTU_MIN_V6) } else { ("IPv4", MTU_MIN_V4) };
@@ -75,6 +77,18 @@ fn check_gateways(record: &NetworkRecord) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What leaves a network leaves it through its gateway.
+fn check_routed(record: &NetworkRecord) -> Result<(), Error> {
+    let asked = [
+        (gateway::masquerades(record), "nat_outgoing"),
+        (gateway::reaches_hosts(record), "host_access"),
+    ];
+    match asked.iter().find(|(on, _)| *on) {
+        Some((_, option)) if gateway::own(record).is_empty() => Err(Error::NoGateway(option)),
+        _ => Ok(()),
+    }
 }
 
 fn check_exclude(record: &NetworkRecord) -> Result<(), Error> {

@@ -36,8 +36,9 @@ use encap::MacAddr;
 use fdb::{Delta, Millis, NetworkKey, SourceCheck, VtepKey};
 use serde::Serialize;
 
+use crate::gateway;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::{Compat, Local, NetworkRecord, VtepRecord};
+use crate::record::{Compat, Local, NetworkOptions, NetworkRecord, VtepRecord};
 use crate::view::{Change, View};
 use network::Tables;
 use suspect::Suspects;
@@ -306,6 +307,7 @@ impl Reconciler {
         let options = &record.options;
         let swarm = options.compat == Some(Compat::Swarm);
         let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
+        let broadcast = options.broadcast.unwrap_or(!swarm);
         fdb::Network {
             vni: record.vni,
             udp_port: record.udp_port.unwrap_or(self.defaults.udp_port),
@@ -314,11 +316,14 @@ impl Reconciler {
             id: record.id.as_str().into(),
             learning,
             flood_unknown: options.flood_unknown.unwrap_or(learning),
-            flood_broadcast: options.broadcast.unwrap_or(!swarm),
+            flood_broadcast: broadcast,
+            flood_multicast: options.multicast.unwrap_or(broadcast),
+            flood_rate: options.flood_rate.unwrap_or(NetworkOptions::FLOOD_RATE),
             flood_arp: learning,
             source_check: options.source_check.map_or(SourceCheck::Mac, Into::into),
             df: !swarm,
             switch_local: options.local == Some(Local::Switch),
+            gateway: gateway::of_tables(record),
         }
     }
 

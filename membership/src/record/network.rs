@@ -147,9 +147,16 @@ pub struct NetworkOptions {
     /// Whether unknown unicast is flooded; default: where the network learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flood_unknown: Option<bool>,
-    /// Whether broadcast and multicast cross hosts; default: yes, without `compat=swarm`.
+    /// Whether broadcast crosses hosts; default: yes, without `compat=swarm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broadcast: Option<bool>,
+    /// Whether multicast crosses hosts; default: as broadcast.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multicast: Option<bool>,
+    /// Frames per second that the containers of one host may have flooded to the others; default:
+    /// [`Self::FLOOD_RATE`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flood_rate: Option<u32>,
     /// How sources are checked; default: `mac`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_check: Option<SourceCheck>,
@@ -162,19 +169,31 @@ pub struct NetworkOptions {
     /// Whether endpoints reach the outside by masquerading; default: no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat_outgoing: Option<bool>,
+    /// Whether endpoints reach their own host and hosts reach endpoints; default: as
+    /// `nat_outgoing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_access: Option<bool>,
     /// Options of later versions.
     #[serde(flatten)]
     pub other: Extra,
 }
 
 impl NetworkOptions {
+    /// Frames per second that are flooded where the network does not say.
+    pub const FLOOD_RATE: u32 = 10_000;
+    /// The most that a network can say.
+    pub const FLOOD_RATE_MAX: u32 = 10_000_000;
+
     /// The names that [`Self::set`] takes.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 10] = [
         "broadcast",
         "compat",
+        "flood_rate",
         "flood_unknown",
+        "host_access",
         "learning",
         "local",
+        "multicast",
         "nat_outgoing",
         "source_check",
     ];
@@ -188,9 +207,12 @@ impl NetworkOptions {
         match name.replace('-', "_").as_str() {
             "broadcast" => self.broadcast = other.broadcast,
             "compat" => self.compat = other.compat,
+            "flood_rate" => self.flood_rate = other.flood_rate,
             "flood_unknown" => self.flood_unknown = other.flood_unknown,
+            "host_access" => self.host_access = other.host_access,
             "learning" => self.learning = other.learning,
             "local" => self.local = other.local,
+            "multicast" => self.multicast = other.multicast,
             "nat_outgoing" => self.nat_outgoing = other.nat_outgoing,
             "source_check" => self.source_check = other.source_check,
             _ => {
@@ -231,7 +253,15 @@ impl NetworkOptions {
                     _ => return Err(bad("compat", "swarm or none")),
                 }
             }
+            "flood_rate" => {
+                let rate =
+                    value.parse().ok().filter(|rate| (1..=Self::FLOOD_RATE_MAX).contains(rate));
+                self.flood_rate = Some(
+                    rate.ok_or_else(|| bad("flood_rate", "frames per second, 1 to 10000000"))?,
+                );
+            }
             "flood_unknown" => self.flood_unknown = switch("flood_unknown", value)?,
+            "host_access" => self.host_access = switch("host_access", value)?,
             "learning" => self.learning = switch("learning", value)?,
             "local" => {
                 self.local = match value {
@@ -240,6 +270,7 @@ impl NetworkOptions {
                     _ => return Err(bad("local", "kernel or switch")),
                 }
             }
+            "multicast" => self.multicast = switch("multicast", value)?,
             "nat_outgoing" => self.nat_outgoing = switch("nat_outgoing", value)?,
             "source_check" => {
                 self.source_check = match value {

@@ -1,16 +1,17 @@
 //! Tables, endpoints, drops and counters as listings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use fdb::{NetworkKey, Origin, Place, Snapshot};
+use membership::gateway;
 use membership::key::NetworkId;
 use membership::record::{EndpointRecord, NetworkRecord};
 
 use super::Agent;
 use crate::agent::state::{Attachment, Publication, Stage};
-use crate::agent::tasks;
+use crate::agent::{bounds, tasks};
 use crate::control::types;
 use crate::datapath::drop::{Direction, DropReason};
 use crate::driver::offline;
@@ -71,6 +72,11 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
     let notes: BTreeMap<String, Attachment> =
         agent.attachments().into_iter().map(|note| (note.endpoint.clone(), note)).collect();
     let now = membership::record::now_seconds();
+    let conflicts = agent.tables.reconciler(|reconciler, _| reconciler.conflicts());
+    let losers: BTreeSet<&str> = conflicts
+        .iter()
+        .flat_map(|conflict| conflict.losers.iter().map(|(endpoint, _)| endpoint.as_str()))
+        .collect();
     agent.tables.view(|view| {
         let name_of = |id: &NetworkId| {
             view.network(id).map_or_else(|| id.to_string(), |item| item.record.name.to_string())
@@ -88,12 +94,17 @@ pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<type
             ips: record.ips.clone(),
             age_ms: Some(now.saturating_sub(record.created) * 1000),
             revision: (!unsaid(record)).then_some(revision),
-            state: state_of(agent, record, &notes, view.host(&record.host)),
+            state: match losers.contains(record.id.as_str()) {
+                true => types::EndpointState::Quarantined,
+                false => state_of(agent, record, &notes, view.host(&record.host)),
+            },
         };
-        // What is quarantined has no place in the tables, and must be seen all the same.
+        // What is quarantined may have no record any more, and must be seen all the same.
         let cut_off = notes.values().filter(|note| note.stage == Stage::Quarantined);
-        let cut_off: Vec<EndpointRecord> =
-            cut_off.filter_map(|note| offline::noted(agent, note)).collect();
+        let cut_off: Vec<EndpointRecord> = cut_off
+            .filter_map(|note| offline::noted(agent, note))
+            .filter(|record| view.endpoint(&record.network, &record.id).is_none())
+            .collect();
         let cut_off = cut_off.iter().map(|record| types::Endpoint {
             age_ms: None,
             revision: None,
@@ -122,6 +133,7 @@ fn state_of(
             Some((Stage::Attached, Publication::Done)) => types::EndpointState::Attached,
             Some((Stage::Attached, _)) => types::EndpointState::Queued,
             Some((Stage::Quarantined, _)) => types::EndpointState::Quarantined,
+            None if gateway::is_host_endpoint(&record.id) => types::EndpointState::Attached,
             Some((Stage::Detaching, _)) | None => types::EndpointState::Detaching,
         };
     }
@@ -139,10 +151,8 @@ fn network_name(snapshot: &Snapshot, key: NetworkKey) -> String {
 }
 
 pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
-    let snapshot = agent.tables.reader().load();
     let mut listed = Vec::new();
-    for reason in DropReason::ALL {
-        let found = agent.datapath.drops(*reason);
+    for (reason, found) in DropReason::ALL.iter().zip(agent.datapath.drops()) {
         let mut list = |network: Option<String>, count: u64| {
             listed.push(types::Drops {
                 reason: reason.name().to_owned(),
@@ -151,6 +161,7 @@ pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
                     Direction::Outbound => types::Direction::Outbound,
                 },
                 network,
+                endpoint: None,
                 count,
                 description: reason.description().to_owned(),
                 hint: reason.hint().to_owned(),
@@ -159,8 +170,8 @@ pub(super) fn drops(agent: &Agent) -> Vec<types::Drops> {
         if found.without_network != 0 || found.by_network.is_empty() {
             list(None, found.without_network);
         }
-        for (key, count) in found.by_network {
-            list(Some(network_name(&snapshot, key)), count);
+        for (network, count) in found.by_network {
+            list(Some(network.to_string()), count);
         }
     }
     listed
@@ -172,29 +183,41 @@ pub(super) async fn bridge_drops(agent: &Agent) -> Vec<types::Drops> {
     let snapshot = agent.tables.reader().load_full();
     for local in agent.networks.all().await {
         let Ok(found) = crate::link::source_check::drops(&local.namespace).await else { continue };
-        let mut sums = [0u64; 4];
-        for drops in found.values() {
-            for (sum, count) in
-                sums.iter_mut().zip([drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd])
-            {
-                *sum += count;
-            }
-        }
+        let attached = agent.attachments().into_iter();
+        let endpoints: BTreeMap<String, String> = attached
+            .map(|note| (agent.networks.owner().port(&note.endpoint), note.endpoint))
+            .collect();
         let names = [
             ("veth_source_mac", "A sandbox sent a frame from a MAC that is not its own."),
             ("veth_source_arp", "A sandbox claimed an address that is not its own in ARP."),
             ("veth_source_ip", "A sandbox sent a packet from an address that is not its own."),
             ("veth_source_nd", "A sandbox claimed an address that is not its own in ND."),
         ];
-        for ((reason, description), count) in names.into_iter().zip(sums) {
-            listed.push(types::Drops {
-                reason: reason.to_owned(),
-                direction: types::Direction::Outbound,
-                network: Some(network_name(&snapshot, local.key)),
-                count,
-                description: description.to_owned(),
-                hint: "a sandbox forges addresses, or was given further ones by hand".to_owned(),
+        for (check, (reason, description)) in names.into_iter().enumerate() {
+            let mut list = |endpoint: Option<String>, count: u64| {
+                listed.push(types::Drops {
+                    reason: reason.to_owned(),
+                    direction: types::Direction::Outbound,
+                    network: Some(network_name(&snapshot, local.key)),
+                    endpoint,
+                    count,
+                    description: description.to_owned(),
+                    hint: "that endpoint's sandbox forges addresses, or was given further ones by \
+                           hand"
+                        .to_owned(),
+                });
+            };
+            let counts = found.iter().map(|(port, drops)| {
+                let counts = [drops.mac, drops.arp, drops.ip + drops.ip6, drops.nd];
+                (port, counts.get(check).copied().unwrap_or(0))
             });
+            let counts: Vec<_> = counts.filter(|(_, count)| *count != 0).collect();
+            if counts.is_empty() {
+                list(None, 0);
+            }
+            for (port, count) in counts {
+                list(endpoints.get(port).cloned(), count);
+            }
         }
     }
     listed
@@ -218,25 +241,32 @@ pub(super) fn stats(agent: &Agent) -> types::Stats {
         })
         .collect();
     counters.extend(tasks::table_counters(agent));
-    let snapshot = agent.tables.reader().load();
-    let networks = snapshot
-        .networks()
-        .map(|(key, tables)| {
-            let values = agent.datapath.port_counters(key);
-            types::NetworkStats {
-                network: tables.params().name.to_string(),
-                counters: PortCounters::DESCRIPTIONS
-                    .iter()
-                    .zip(values)
-                    .map(|((name, unit, help), value)| types::Counter {
-                        name: (*name).to_owned(),
-                        help: (*help).to_owned(),
-                        unit: (*unit).to_owned(),
-                        value,
-                        workers: Vec::new(),
-                    })
-                    .collect(),
-            }
+    let networks = agent.datapath.traffic().into_iter();
+    let networks = networks
+        .map(|(network, values)| types::NetworkStats {
+            network: network.to_string(),
+            counters: PortCounters::DESCRIPTIONS
+                .iter()
+                .zip(values)
+                .map(|((name, unit, help), value)| types::Counter {
+                    name: (*name).to_owned(),
+                    help: (*help).to_owned(),
+                    unit: (*unit).to_owned(),
+                    value,
+                    workers: Vec::new(),
+                })
+                .collect(),
+        })
+        .collect();
+    let limits = bounds::all(agent)
+        .into_iter()
+        .map(|bound| types::Limit {
+            name: bound.name.to_owned(),
+            help: bound.help.to_owned(),
+            unit: bound.unit.to_owned(),
+            used: bound.used,
+            limit: bound.limit,
+            high: bound.high,
         })
         .collect();
     types::Stats {
@@ -244,5 +274,6 @@ pub(super) fn stats(agent: &Agent) -> types::Stats {
         workers: workers.len() as u64,
         counters,
         networks,
+        limits,
     }
 }

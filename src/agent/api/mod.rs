@@ -203,6 +203,7 @@ impl Api for Control {
     }
 
     async fn drops(&self) -> Answer<Vec<types::Drops>> {
+        self.0.networks.note_overflows(&self.0.datapath).await;
         let mut listed = listings::drops(&self.0);
         listed.extend(listings::bridge_drops(&self.0).await);
         Ok(listed)

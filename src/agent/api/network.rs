@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fdb::{OriginKind, Place};
+use membership::gateway;
 use membership::ipam;
 use membership::key::{HostName, NetworkName};
 use membership::network::NetworkSpec;
-use membership::record::{Mode, NetworkRecord, RangeError, SourceCheck};
+use membership::record::{Local, Mode, NetworkOptions, NetworkRecord, RangeError, SourceCheck};
 
 use super::{Agent, Answer};
 use crate::agent::networks::TAP;
+use crate::agent::routers;
 use crate::agent::state::Stage;
 use crate::control::types::{self, Error};
 
@@ -39,7 +41,7 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
     }
     spec.labels = request.labels;
     if request.nat_outgoing {
-        return Err(unsupported_nat());
+        spec.options.nat_outgoing = Some(true);
     }
     for (name, value) in &request.options {
         set_option(&mut spec.options, name, value)?;
@@ -47,39 +49,22 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
     Ok(spec)
 }
 
-fn set_option(
-    options: &mut membership::record::NetworkOptions,
-    name: &str,
-    value: &str,
-) -> Answer<()> {
-    match (name.replace('-', "_").as_str(), value) {
-        ("nat_outgoing", _) => return Err(unsupported_nat()),
-        ("local", "switch") => {
-            return Err(Error::unsupported("this version leaves same-host traffic to the bridge")
-                .next_step("leave the option `local` out"));
-        }
-        _ => {}
-    }
+fn set_option(options: &mut NetworkOptions, name: &str, value: &str) -> Answer<()> {
     options.set(name, value).map_err(|err| Error::bad_request(err.to_string()))
-}
-
-fn unsupported_nat() -> Error {
-    Error::unsupported("this version has no gateway and no NAT")
-        .next_step("leave `nat_outgoing` out; give the sandbox a second interface for the world")
 }
 
 pub(super) fn change(record: &mut NetworkRecord, request: &types::UpdateNetwork) -> Answer<()> {
     if let Some(mtu) = request.mtu {
         record.mtu = (mtu != 0).then_some(mtu);
     }
-    if request.nat_outgoing == Some(true) {
-        return Err(unsupported_nat());
+    if let Some(nat_outgoing) = request.nat_outgoing {
+        record.options.nat_outgoing = nat_outgoing.then_some(true);
     }
     for (name, value) in &request.options {
         match value {
             Some(value) => set_option(&mut record.options, name, value)?,
             None => {
-                let defaults = membership::record::NetworkOptions::default();
+                let defaults = NetworkOptions::default();
                 record
                     .options
                     .copy(name, &defaults)
@@ -129,6 +114,7 @@ async fn listing(agent: &Agent, record: &NetworkRecord) -> types::Network {
         udp_port: record.udp_port.unwrap_or_else(|| own_port(agent)),
         subnets: record.subnets.clone(),
         mtu: agent.tables.network_mtu(&record.id),
+        reaches: reaches(record),
         endpoints: endpoints as u64,
         hosts: hosts as u64,
         state: match (up, starting) {
@@ -137,6 +123,12 @@ async fn listing(agent: &Agent, record: &NetworkRecord) -> types::Network {
             (false, false) => types::NetworkState::Absent,
         },
     }
+}
+
+/// What its endpoints reach beyond the network.
+fn reaches(record: &NetworkRecord) -> Vec<String> {
+    let all = [(gateway::masquerades(record), "world"), (gateway::reaches_hosts(record), "host")];
+    all.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()).collect()
 }
 
 fn own_port(agent: &Agent) -> u16 {
@@ -155,19 +147,28 @@ pub(super) async fn detail(agent: &Agent, record: &NetworkRecord) -> Answer<type
             here.count(),
         )
     });
+    let router = match &local {
+        Some(local) => routers::local(local).await,
+        None => routers::Local::default(),
+    };
     Ok(types::NetworkDetail {
         network: listing(agent, record).await,
         mtu_requested: record.mtu,
         gateways: record.gateways.clone(),
+        gateway_mac: gateway::mac(record),
         exclude: record.exclude.iter().map(ToString::to_string).collect(),
         pools: pools(agent, record),
-        nat_outgoing: record.options.nat_outgoing.unwrap_or(false),
+        nat_outgoing: gateway::masquerades(record),
+        host_access: gateway::reaches_hosts(record),
         options: options_in_use(record),
         labels: record.labels.clone(),
         host_names,
         static_vteps: static_vteps(agent, record),
         revision,
-        local: local.map(|local| types::LocalNetwork {
+        local: local.as_deref().map(|local| types::LocalNetwork {
+            host_ips: router.own,
+            uplink: router.interface,
+            uplink_addresses: router.addresses,
             namespace: local.namespace.pin().to_owned(),
             bridge: crate::link::names::BRIDGE.to_owned(),
             port: TAP.to_owned(),
@@ -223,16 +224,26 @@ fn options_in_use(record: &NetworkRecord) -> BTreeMap<String, String> {
     let options = &record.options;
     let swarm = options.compat.is_some();
     let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
+    let broadcast = options.broadcast.unwrap_or(!swarm);
     let check = match options.source_check {
         Some(SourceCheck::MacIp) => "mac+ip",
         Some(SourceCheck::Strict) => "strict",
         Some(SourceCheck::Mac) | None => "mac",
     };
+    let switched = match options.local {
+        Some(Local::Switch) => "switch",
+        Some(Local::Kernel) | None => "kernel",
+    };
     let rows = [
-        ("broadcast", options.broadcast.unwrap_or(!swarm).to_string()),
+        ("broadcast", broadcast.to_string()),
         ("compat", if swarm { "swarm" } else { "none" }.to_owned()),
+        ("flood_rate", options.flood_rate.unwrap_or(NetworkOptions::FLOOD_RATE).to_string()),
+        ("host_access", gateway::reaches_hosts(record).to_string()),
+        ("nat_outgoing", gateway::masquerades(record).to_string()),
         ("flood_unknown", options.flood_unknown.unwrap_or(learning).to_string()),
         ("learning", learning.to_string()),
+        ("local", switched.to_owned()),
+        ("multicast", options.multicast.unwrap_or(broadcast).to_string()),
         ("source_check", check.to_owned()),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

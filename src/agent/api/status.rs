@@ -59,8 +59,9 @@ pub(super) async fn status(agent: &Agent) -> Answer<types::Status> {
             generation: agent.tables.reader().load().generation().0,
             offloads: tasks::offloads(agent).await,
             vteps: own_vteps(agent),
-            mtu: agent.datapath.config().underlay_mtu,
+            mtu: agent.datapath.underlay_mtu(),
         },
+        outside: outside(agent),
         networks: all,
         drops_total,
         warnings: agent
@@ -72,6 +73,19 @@ pub(super) async fn status(agent: &Agent) -> Answer<types::Status> {
                 next_step: warning.next_step,
             })
             .collect(),
+    })
+}
+
+fn outside(agent: &Agent) -> Option<types::Outside> {
+    let host = agent.routers.host()?;
+    Some(types::Outside {
+        table: host.table?,
+        forwards_ipv4: host.forwarding.v4,
+        forwards_ipv6: host.forwarding.v6,
+        changed: host.changed.into_iter().collect(),
+        permission: host.permission.iter().map(ToString::to_string).collect(),
+        reasserted: host.reasserted,
+        udp_ports: host.udp_ports.map(|ports| format!("{}-{}", ports.start(), ports.end())),
     })
 }
 

@@ -148,7 +148,7 @@ pub fn drops(drops: &[Drops], all: bool, style: Style) -> String {
     if rows.is_empty() {
         return "nothing was dropped; `--all` shows the reasons there are\n".to_owned();
     }
-    let mut table = Table::new(&[">COUNT", "DIRECTION", "NETWORK", "REASON"]);
+    let mut table = Table::new(&[">COUNT", "DIRECTION", "NETWORK", "ENDPOINT", "REASON"]);
     for drops in &rows {
         let direction = match drops.direction {
             Direction::Inbound => "inbound",
@@ -158,6 +158,7 @@ pub fn drops(drops: &[Drops], all: bool, style: Style) -> String {
             drops.count.into(),
             direction.into(),
             or_dash(drops.network.as_deref()).into(),
+            or_dash(drops.endpoint.as_deref()).into(),
             drops.reason.as_str().into(),
         ]);
     }

@@ -77,12 +77,11 @@ impl Sorted for Vec<Drops> {
     /// Most frequent first.
     fn sort_rows(&mut self) {
         self.sort_by(|a, b| {
-            (b.count, a.direction, &a.reason, &a.network).cmp(&(
-                a.count,
-                b.direction,
-                &b.reason,
-                &b.network,
-            ))
+            let rest = |drops: &Drops| {
+                let Drops { reason, network, endpoint, .. } = drops.clone();
+                (drops.direction, reason, network, endpoint)
+            };
+            b.count.cmp(&a.count).then_with(|| rest(a).cmp(&rest(b)))
         });
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn table(networks: &[Network]) -> Table {
         ">MTU",
         ">ENDPOINTS",
         ">HOSTS",
+        "REACHES",
         "HERE",
         "ID",
     ]);
@@ -39,6 +40,7 @@ pub(super) fn table(networks: &[Network]) -> Table {
             network.mtu.into(),
             network.endpoints.into(),
             network.hosts.into(),
+            joined(network.reaches).into(),
             state(network.state),
             network.id.into(),
         ]);
@@ -84,9 +86,19 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
         None => format!("{} (from the underlay)", network.mtu),
     };
     facts.add("mtu", mtu);
-    let gateways =
-        if detail.gateways.is_empty() { "none".to_owned() } else { joined(&detail.gateways) };
+    let gateways = match (detail.gateways.is_empty(), detail.gateway_mac) {
+        (true, _) => "none".to_owned(),
+        (false, Some(mac)) => format!("{} at {mac} on every host", joined(&detail.gateways)),
+        (false, None) => format!("{}, a router behind a static VTEP", joined(&detail.gateways)),
+    };
     facts.add("gateway", gateways);
+    let reaches = match (detail.nat_outgoing, detail.host_access) {
+        (false, false) => "nothing beyond the network",
+        (false, true) => "its hosts",
+        (true, false) => "the world, not its hosts",
+        (true, true) => "the world and its hosts",
+    };
+    facts.add("reaches", reaches);
     if !detail.exclude.is_empty() {
         facts.add("excluded", joined(&detail.exclude));
     }
@@ -107,6 +119,13 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
             facts.add("namespace", local.namespace.display());
             facts.add("bridge", &local.bridge);
             facts.add("port", format!("{}, {}", local.port, plural(local.queues.into(), "queue")));
+            if let Some(uplink) = &local.uplink {
+                let addresses = joined(&local.uplink_addresses);
+                facts.add("uplink", format!("{uplink} of the host, {addresses}"));
+            }
+            if !local.host_ips.is_empty() {
+                facts.add("host addresses", joined(&local.host_ips));
+            }
             facts.add("local endpoints", local.endpoints);
             facts.add("reserved here", joined(&local.reserved));
         }

@@ -30,7 +30,33 @@ pub fn stats(stats: &Stats, all: bool, workers: bool, style: Style) -> String {
     for network in networks {
         section(&format!("network {}", network.network), &network.counters);
     }
+    if !stats.limits.is_empty() {
+        let _ =
+            write!(text, "\n{}\n{}", style.paint(Tone::Heading, "limits"), limits(stats, style));
+    }
     text
+}
+
+/// How full queues and tables are, the fullest first.
+fn limits(stats: &Stats, style: Style) -> String {
+    let share = |used: Option<u64>, limit: u64| {
+        used.map_or(0, |used| u128::from(used) * 1000 / u128::from(limit.max(1)))
+    };
+    let mut limits: Vec<_> = stats.limits.iter().collect();
+    limits.sort_by_key(|limit| std::cmp::Reverse(share(limit.high.max(limit.used), limit.limit)));
+    let mut table = Table::new(&["NAME", ">USED", ">HIGH", ">LIMIT", "UNIT", "MEANING"]);
+    let told = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    for limit in limits {
+        table.row(vec![
+            limit.name.as_str().into(),
+            told(limit.used).into(),
+            told(limit.high).into(),
+            limit.limit.into(),
+            limit.unit.as_str().into(),
+            limit.help.as_str().into(),
+        ]);
+    }
+    table.render(style, 2)
 }
 
 fn with_meaning(counters: &[&Counter], style: Style) -> String {

@@ -6,7 +6,8 @@ use super::super::table::{Facts, Style, Tone, age, joined};
 use super::listing::ago;
 use super::{network, plural, socket_addresses};
 use crate::control::types::{
-    Convergence, Offload, OffloadState, Reload, Session, SessionState, Status, Store, StoreState,
+    Convergence, Offload, OffloadState, Outside, Reload, Session, SessionState, Status, Store,
+    StoreState,
 };
 
 /// `skybridge status`.
@@ -42,6 +43,9 @@ pub fn status(status: &Status, style: Style) -> String {
         ),
     );
     facts.add("offloads", offloads(&status.datapath.offloads, style));
+    if let Some(outside) = &status.outside {
+        facts.add("outside", told(outside));
+    }
     facts.add(
         "drops",
         match status.drops_total {
@@ -147,6 +151,29 @@ fn reloaded(reload: &Reload, style: Style) -> String {
     }
     if let Some(cause) = &reload.cause {
         let _ = write!(text, " ({cause})");
+    }
+    text
+}
+
+/// What the host has for networks that reach beyond.
+fn told(outside: &Outside) -> String {
+    let families = [(outside.forwards_ipv4, "IPv4"), (outside.forwards_ipv6, "IPv6")];
+    let on: Vec<&str> = families.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let forwards = match on.is_empty() {
+        true => "forwards nothing".to_owned(),
+        false => format!("forwards {}", on.join(" and ")),
+    };
+    let mut text = format!("table {}, host {forwards}", outside.table);
+    if !outside.changed.is_empty() {
+        let _ = write!(text, " (set by this agent: {})", outside.changed.join(", "));
+    }
+    let permission = match outside.permission.is_empty() {
+        true => "not needed".to_owned(),
+        false => format!("in {}", outside.permission.join(", ")),
+    };
+    let _ = write!(text, ", permission {permission}");
+    if outside.reasserted > 0 {
+        let _ = write!(text, ", rules written again {} times", outside.reasserted);
     }
     text
 }

@@ -31,6 +31,10 @@ pub struct Attach {
     /// The MAC asked for; `None` derives it from the first address.
     #[serde(default)]
     pub mac: Option<MacAddr>,
+    /// The endpoint that moves here: its MAC, addresses, name and labels are taken over, and where
+    /// it was it is cut off. Without `ips` and `mac`.
+    #[serde(default, rename = "move")]
+    pub moves: Option<String>,
     /// The interface's name in the sandbox.
     #[serde(default = "default_ifname")]
     pub ifname: String,

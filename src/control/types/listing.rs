@@ -150,7 +150,10 @@ pub struct Drops {
     pub direction: Direction,
     /// The network's name; `None` where no network was known.
     pub network: Option<String>,
-    /// How many since the agent started.
+    /// The endpoint that sent them; `None` where it is not kept by endpoint.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// How many since the agent started; for an endpoint since it was attached, whatever agent ran.
     pub count: u64,
     /// What the reason means, one sentence.
     pub description: String,
@@ -183,6 +186,23 @@ pub struct NetworkStats {
     pub counters: Vec<Counter>,
 }
 
+/// A queue or table with its bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Stable name.
+    pub name: String,
+    /// What it is and what happens at the limit, one sentence.
+    pub help: String,
+    /// What one is: `entries`, `bytes`, `commands`.
+    pub unit: String,
+    /// How much there is now; `None` where the kernel does not tell.
+    pub used: Option<u64>,
+    /// How much there may be.
+    pub limit: u64,
+    /// The most that there was since the agent started, as far as it was looked at.
+    pub high: Option<u64>,
+}
+
 /// Every counter of the agent, since it started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -192,6 +212,9 @@ pub struct Stats {
     pub workers: u64,
     /// Counters of the datapath and of the control plane.
     pub counters: Vec<Counter>,
-    /// Counters by network.
+    /// Counters by network, of all that were here since it started.
     pub networks: Vec<NetworkStats>,
+    /// Queues and tables with their bounds; an agent of an earlier version tells of none.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
 }

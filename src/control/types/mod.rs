@@ -15,15 +15,15 @@ pub use endpoint::{
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
-    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, NeighborEntry, NetworkStats,
-    PlaceKind, SourceKind, Stats,
+    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, Limit, NeighborEntry,
+    NetworkStats, PlaceKind, SourceKind, Stats,
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
     Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
-    Convergence, Datapath, Latency, Listing, Offload, OffloadState, Reload, Session, SessionState,
-    Status, Store, StoreState, Warning,
+    Convergence, Datapath, Latency, Listing, Offload, OffloadState, Outside, Reload, Session,
+    SessionState, Status, Store, StoreState, Warning,
 };
 pub use store::{MakeToken, StoreAccess, Token};

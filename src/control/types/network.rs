@@ -201,6 +201,9 @@ pub struct Network {
     pub subnets: Vec<IpNet>,
     /// Inner IP MTU in use, in bytes.
     pub mtu: u16,
+    /// What its endpoints reach beyond it: `world`, `host`.
+    #[serde(default)]
+    pub reaches: Vec<String>,
     /// Endpoints on all hosts.
     pub endpoints: u64,
     /// Hosts that have an endpoint of it.
@@ -219,6 +222,9 @@ pub struct NetworkDetail {
     pub mtu_requested: Option<u16>,
     /// Gateway addresses in use; empty without a gateway.
     pub gateways: Vec<IpAddr>,
+    /// The gateway's MAC, the same on every host; `None` when no host answers for it.
+    #[serde(default)]
+    pub gateway_mac: Option<MacAddr>,
     /// Addresses that are never given out: `IP` or `IP-IP`.
     #[serde(default)]
     pub exclude: Vec<String>,
@@ -227,6 +233,9 @@ pub struct NetworkDetail {
     pub pools: Vec<Pool>,
     /// Whether what leaves the network is masqueraded.
     pub nat_outgoing: bool,
+    /// Whether endpoints reach their own host, and hosts reach endpoints.
+    #[serde(default)]
+    pub host_access: bool,
     /// Options in use, defaults included.
     pub options: BTreeMap<String, String>,
     /// The user's own labels.
@@ -287,6 +296,15 @@ pub struct LocalNetwork {
     /// Addresses that this host holds ready for attaching while the store is away.
     #[serde(default)]
     pub reserved: Vec<IpAddr>,
+    /// Addresses that this host itself has in the network.
+    #[serde(default)]
+    pub host_ips: Vec<IpAddr>,
+    /// The interface of the host that leads into the network.
+    #[serde(default)]
+    pub uplink: Option<String>,
+    /// Its addresses.
+    #[serde(default)]
+    pub uplink_addresses: Vec<IpNet>,
     /// Why it is not up.
     pub reason: Option<String>,
 }

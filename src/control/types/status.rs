@@ -29,6 +29,9 @@ pub struct Status {
     pub reload: Option<Reload>,
     /// The datapath.
     pub datapath: Datapath,
+    /// What this host has for networks that reach it or the world; `None` without one.
+    #[serde(default)]
+    pub outside: Option<Outside>,
     /// The networks.
     pub networks: Vec<Network>,
     /// Frames dropped for any reason since it started.
@@ -185,6 +188,26 @@ pub struct Datapath {
     pub vteps: Vec<HostVtep>,
     /// Underlay MTU in bytes; 0 when unknown.
     pub mtu: u16,
+}
+
+/// What a host has for networks that reach it or the world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outside {
+    /// The nftables table with our rules, family first.
+    pub table: String,
+    /// Whether the host forwards IPv4.
+    pub forwards_ipv4: bool,
+    /// Whether the host forwards IPv6.
+    pub forwards_ipv6: bool,
+    /// Settings that this run changed so that the host forwards.
+    pub changed: Vec<String>,
+    /// Chains of others, with family and table, that have a jump to our permission; empty when none
+    /// drops what it is not told of.
+    pub permission: Vec<String>,
+    /// How often this run found rules gone and wrote them again.
+    pub reasserted: u64,
+    /// Source ports of masqueraded UDP, `FIRST-LAST`.
+    pub udp_ports: Option<String>,
 }
 
 /// Something that needs attention.

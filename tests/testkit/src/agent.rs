@@ -16,6 +16,8 @@ use crate::{binary, wait_until};
 
 /// The time an agent gets to become ready.
 const READY: Duration = Duration::from_secs(20);
+/// A third of what systemd gives a service.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
@@ -26,14 +28,31 @@ pub struct AgentSpec {
     config: Option<String>,
     args: Vec<String>,
     secure: bool,
+    environment: Vec<(String, String)>,
+    unit: Option<PathBuf>,
 }
 
 impl AgentSpec {
     /// An agent with this VTEP address and no store yet.
     #[must_use]
     pub fn new(vtep: IpAddr) -> Self {
-        let (stores, args) = (Vec::new(), Vec::new());
-        Self { vtep, stores, embedded: None, config: None, args, secure: false }
+        let (stores, args, environment) = (Vec::new(), Vec::new(), Vec::new());
+        let (embedded, config, unit) = (None, None, None);
+        Self { vtep, stores, embedded, config, args, secure: false, environment, unit }
+    }
+
+    /// Sets an environment variable for it.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it under the settings of a systemd unit, see [`sandbox`](crate::sandbox).
+    #[must_use]
+    pub fn unit(mut self, unit: impl Into<PathBuf>) -> Self {
+        self.unit = Some(unit.into());
+        self
     }
 
     /// Does without `--insecure-store`: an embedded store has its own authority then, and an agent
@@ -181,8 +200,19 @@ impl Agent {
     #[must_use]
     pub fn command(&self) -> std::process::Command {
         let spec = &self.0.spec;
-        let mut command = self.0.netns.command(binary());
+        let mut command = match &spec.unit {
+            None => self.0.netns.command(binary()),
+            Some(unit) => {
+                let runner = std::env::current_exe().expect("a process knows its program");
+                let mut command = self.0.netns.command(runner);
+                command.arg(crate::sandbox::RUN).arg(unit).arg(binary());
+                command
+            }
+        };
         command.env("NO_COLOR", "1").arg("agent").args(self.place());
+        for (name, value) in &spec.environment {
+            command.env(name, value);
+        }
         command.args(["--name", &self.0.name, "--vtep", &spec.vtep.to_string()]);
         if !spec.secure {
             command.arg("--insecure-store");
@@ -265,12 +295,12 @@ impl Agent {
     ///
     /// # Panics
     ///
-    /// If it has not ended after ten seconds.
+    /// If it has not ended after half a minute.
     #[track_caller]
     pub fn stop(&self) {
         let process = lock(&self.0.process).take();
         if let Some(mut process) = process {
-            assert!(process.stop(Duration::from_secs(10)), "{} does not stop", self.name());
+            assert!(process.stop(STOP_WITHIN), "{} does not stop", self.name());
         }
     }
 

@@ -23,6 +23,8 @@ pub enum Cap {
     Etcdctl,
     /// `ethtool` is installed.
     Ethtool,
+    /// `iptables`, as it speaks to nftables.
+    Iptables,
     /// The kernel's bridge and veth devices, and iproute2.
     Links,
     /// `openssl` is installed.
@@ -33,6 +35,8 @@ pub enum Cap {
     Ovs,
     /// Root, and network namespaces may be made.
     Root,
+    /// `systemd-analyze` is installed; systemd need not run.
+    SystemdAnalyze,
     /// `tcpdump` is installed.
     Tcpdump,
     /// `/dev/net/tun` opens.
@@ -49,11 +53,13 @@ impl Cap {
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
             Self::Ethtool => "ethtool",
+            Self::Iptables => "iptables",
             Self::Links => "links",
             Self::Nft => "nft",
             Self::Openssl => "openssl",
             Self::Ovs => "ovs",
             Self::Root => "root",
+            Self::SystemdAnalyze => "systemd-analyze",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
             Self::Vxlan => "vxlan",
@@ -77,6 +83,10 @@ impl Cap {
             Self::Ethtool => {
                 works(Command::new("ethtool").arg("--version"), "ethtool is not installed")
             }
+            Self::Iptables => works(
+                Command::new("iptables-nft").arg("--version"),
+                "iptables-nft is not installed",
+            ),
             Self::Links => in_namespace(&[
                 "link add probe0 type veth peer name probe1",
                 "link add probe2 type bridge mcast_snooping 0",
@@ -88,6 +98,10 @@ impl Cap {
             Self::Ovs => works(&mut crate::ovs::probe(), "Open vSwitch is not here"),
             Self::Root if !Uid::effective().is_root() => Some("not root".to_owned()),
             Self::Root => in_namespace(&[]),
+            Self::SystemdAnalyze => works(
+                Command::new("systemd-analyze").arg("--version"),
+                "systemd-analyze is not installed",
+            ),
             Self::Tcpdump => {
                 works(Command::new("tcpdump").arg("--version"), "tcpdump is not installed")
             }

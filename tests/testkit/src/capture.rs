@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::netns::Netns;
-use crate::process::{Process, run};
+use crate::process::{Finished, Process, run};
 use crate::wait_until;
 
 /// A running capture of one interface.
@@ -35,8 +35,14 @@ impl Capture {
     ) -> Self {
         let file = logs.join(format!("{name}.pcap"));
         let mut command = netns.command("tcpdump");
+        // In immediate mode each packet takes a slot as large as the largest super-frame, so the 2
+        // MiB that the ring has by itself are 32 packets: a burst of more is lost when tcpdump does
+        // not run meanwhile.
+        let ring = ["-B", "65536"];
         command
-            .args(["-i", interface, "-n", "--immediate-mode", "-U", "-s", "0", "-Z", "root", "-w"])
+            .args(["-i", interface, "-n", "--immediate-mode", "-U", "-s", "0", "-Z", "root"])
+            .args(ring)
+            .arg("-w")
             .arg(&file)
             .arg(filter);
         let process = Process::spawn(command, logs, name);
@@ -71,6 +77,19 @@ impl Capture {
         frames
     }
 
+    /// Waits until at least `count` packets are in the file. What has crossed the interface is not
+    /// written at once, and what is not written when the capture ends is lost.
+    ///
+    /// # Panics
+    ///
+    /// If there are fewer after `deadline`.
+    #[track_caller]
+    pub fn wait(&self, count: usize, deadline: Duration) {
+        wait_until(&format!("{count} packets are captured"), deadline, || {
+            (self.read().1.len() >= count).then_some(())
+        });
+    }
+
     /// Ends the capture and gives tcpdump's line for each packet.
     ///
     /// # Panics
@@ -84,10 +103,16 @@ impl Capture {
             (!self.process.running()).then_some(())
         });
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let (finished, packets) = self.read();
+        assert!(finished.status.success(), "{finished}\n{log}");
+        packets
+    }
+
+    /// What is in the file by now.
+    fn read(&self) -> (Finished, Vec<String>) {
         let mut command = Command::new("tcpdump");
         command.args(["-n", "-e", "-v", "-r"]).arg(&self.file);
         let finished = run(command);
-        assert!(finished.status.success(), "{finished}\n{log}");
         // With -v a packet has further, indented lines.
         let mut packets: Vec<String> = Vec::new();
         for line in finished.stdout.lines() {
@@ -99,6 +124,6 @@ impl Capture {
                 _ => packets.push(line.to_owned()),
             }
         }
-        packets
+        (finished, packets)
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::lab::Family;
+use crate::lab::{Family, Lab};
 use crate::netns::Netns;
 
 /// A namespace with an interface in an overlay network, whoever made it.
@@ -52,6 +52,33 @@ impl Container {
             ipv6,
             netns,
         }
+    }
+
+    /// A sandbox with addresses like `198.51.100.9/24` on `eth0`, the other end of which is the
+    /// interface `name` of `host`, up.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel refuses.
+    #[track_caller]
+    pub(crate) fn plug(
+        lab: &Lab,
+        host: &Netns,
+        (name, mtu): (&str, u16),
+        addresses: &[&str],
+    ) -> Self {
+        let sandbox = lab.sandbox(name);
+        host.ip(&format!(
+            "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
+            sandbox.name()
+        ));
+        host.ip(&format!("link set {name} up"));
+        for address in addresses {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            sandbox.ip(&format!("addr add {address} dev eth0 {nodad}"));
+        }
+        sandbox.ip("link set eth0 up");
+        Self::inspect(sandbox, "eth0")
     }
 
     /// The namespace.

@@ -44,6 +44,7 @@ mod ovs;
 mod pki;
 mod process;
 mod proxy;
+pub mod sandbox;
 mod store;
 pub mod traffic;
 mod vtep;

@@ -121,19 +121,9 @@ impl KernelVtep {
     #[track_caller]
     #[must_use]
     pub fn container(&self, lab: &Lab, name: &str, addresses: &[&str]) -> Container {
-        let sandbox = lab.sandbox(name);
-        let mtu = self.mtu;
-        self.netns.ip(&format!(
-            "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
-            sandbox.name()
-        ));
-        self.netns.ip(&format!("link set {name} master br0 up"));
-        for address in addresses {
-            let nodad = if address.contains(':') { "nodad" } else { "" };
-            sandbox.ip(&format!("addr add {address} dev eth0 {nodad}"));
-        }
-        sandbox.ip("link set eth0 up");
-        Container::inspect(sandbox, "eth0")
+        let container = Container::plug(lab, &self.netns, (name, self.mtu), addresses);
+        self.netns.ip(&format!("link set {name} master br0"));
+        container
     }
 
     /// Switches the offloads of the bridge port of container `name` on or off.
