@@ -324,6 +324,7 @@ impl Reconciler {
             df: !swarm,
             switch_local: options.local == Some(Local::Switch),
             gateway: gateway::of_tables(record),
+            routed: None,
         }
     }
 

@@ -79,6 +79,7 @@ impl Vteps {
                 host: Some(host.as_str().into()),
                 checksum: vtep.checksum,
                 suspect,
+                ip_in_ip: true,
             };
             self.put(key, wanted, out);
             hosted.keys.push(key);
@@ -107,6 +108,7 @@ impl Vteps {
             host: None,
             checksum: vtep.checksum,
             suspect: false,
+            ip_in_ip: true,
         };
         self.put(key, wanted, out);
     }
