@@ -56,6 +56,7 @@ pub mod mac;
 pub mod mss;
 pub mod mtu;
 pub mod ndp;
+pub mod probe;
 pub mod segment;
 pub mod tcp;
 pub mod udp;

@@ -33,6 +33,7 @@ pub mod figures;
 pub mod garbage;
 mod guards;
 pub mod networks;
+pub mod paths;
 pub mod republish;
 pub mod reserve;
 pub mod routers;
