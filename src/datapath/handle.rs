@@ -23,7 +23,7 @@ use super::ledger::{self, Ledger};
 use super::port::PortStats;
 use super::pulse::Pulse;
 use super::worker::{Command, Setup, Worker};
-use crate::port::tap::Queue;
+use crate::port::queue::Queue;
 use crate::sys::sockopt::Queued;
 use crate::sys::{privilege, thread};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};

@@ -39,7 +39,7 @@ use super::outbound::{Outbound, Outcome, Turn};
 use super::path::Paths;
 use super::port::{PortState, PortStats};
 use super::pulse::Pulse;
-use crate::port::tap::Queue;
+use crate::port::queue::Queue;
 use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};

@@ -12,8 +12,17 @@ pub const OFFLOAD_TSO: u32 = 0x02 | 0x04 | 0x08;
 /// `TUN_F_USO4 | TUN_F_USO6`: UDP super-frames may be read. The kernel takes both or none.
 pub const OFFLOAD_USO: u32 = 0x20 | 0x40;
 
-/// Opens one more queue of the multi-queue TAP `name` in the calling thread's network namespace,
-/// creating the device when it does not exist.
+/// What the frames of a device begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// An Ethernet header.
+    Tap,
+    /// An IP header.
+    Tun,
+}
+
+/// Opens one more queue of the multi-queue device `name` in the calling thread's network namespace,
+/// creating it when it does not exist.
 ///
 /// The queue is non-blocking and carries a virtio-net header of `header_len` bytes in front of each
 /// frame. The offload mask belongs to the device, not to the queue, and outlives a detach on a
@@ -21,8 +30,8 @@ pub const OFFLOAD_USO: u32 = 0x20 | 0x40;
 ///
 /// # Errors
 /// `EBUSY` when the device has a queue of another kind, `EINVAL` when a persistent device was made
-/// with other flags or `name` is no interface name, `EPERM` without `CAP_NET_ADMIN`.
-pub fn open_tap_queue(name: &str, header_len: i32) -> io::Result<OwnedFd> {
+/// with other flags or as the other kind of device, or `name` is no interface name, `EPERM` without `CAP_NET_ADMIN`.
+pub fn open_queue(device: Device, name: &str, header_len: i32) -> io::Result<OwnedFd> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -36,7 +45,11 @@ pub fn open_tap_queue(name: &str, header_len: i32) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let kind = match device {
+        Device::Tap => libc::IFF_TAP,
+        Device::Tun => libc::IFF_TUN,
+    };
+    let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
     // All four flags lie in the low 16 bits, which is what the kernel reads.
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open and `request` is an `ifreq` that outlives the call.
