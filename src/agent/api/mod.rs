@@ -13,7 +13,6 @@ use membership::network as records;
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 
 use super::garbage;
-use super::networks::TAP;
 use super::{Agent, ECHO_TIMEOUT, network_error, store};
 use crate::control::Api;
 use crate::control::types::{self, Error};
@@ -138,8 +137,8 @@ impl Api for Control {
         Ok(types::Namespace {
             network: record.name.to_string(),
             path: local.namespace.pin().to_owned(),
-            bridge: crate::link::names::BRIDGE.to_owned(),
-            port: TAP.to_owned(),
+            bridge: (!local.is_routed()).then(|| crate::link::names::BRIDGE.to_owned()),
+            port: local.port().to_owned(),
         })
     }
 
