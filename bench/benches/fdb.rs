@@ -216,6 +216,7 @@ impl Subject for Fdb {
             df: true,
             switch_local: false,
             gateway: None,
+            routed: None,
         };
         writer.apply(Delta::PutNetwork { key: NETWORK, network });
         writer.publish();

@@ -1,4 +1,5 @@
-//! ICMP for IPv4 (RFC 792): a view, and the answer to a packet that does not fit (RFC 1191).
+//! ICMP for IPv4 (RFC 792): a view, and the answers to a packet that does not fit (RFC 1191) or
+//! cannot be delivered.
 //!
 //! ```text
 //!  0       1       2               4               6               8
@@ -33,6 +34,10 @@ const REDIRECT: u8 = 5;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 const FRAGMENTATION_NEEDED: u8 = 4;
+/// Code of "destination unreachable": no way to its network.
+pub const NET_UNREACHABLE: u8 = 0;
+/// Code of "destination unreachable": no way to it within its network.
+pub const HOST_UNREACHABLE: u8 = 1;
 
 /// An answer is at most this long, so that it fits wherever IPv4 does (RFC 1812 section 4.3.2.3).
 const ANSWER_MAX: usize = 576;
@@ -120,6 +125,16 @@ pub fn fragmentation_needed_on(
     mtu: u16,
     out: &mut [u8],
 ) -> Option<usize> {
+    unreachable(link, frame, FRAGMENTATION_NEEDED, mtu, out)
+}
+
+/// As [`fragmentation_needed_on`], the answer "destination unreachable" with this code.
+#[must_use]
+pub fn unreachable_on(link: Link, frame: &[u8], code: u8, out: &mut [u8]) -> Option<usize> {
+    unreachable(link, frame, code, 0, out)
+}
+
+fn unreachable(link: Link, frame: &[u8], code: u8, mtu: u16, out: &mut [u8]) -> Option<usize> {
     let (ether_type, offset) = link.payload(frame)?;
     if ether_type != EtherType::IPV4 {
         return None;
@@ -137,7 +152,7 @@ pub fn fragmentation_needed_on(
     let quoted = bytes.get(..quoted_len)?;
     let mut message = [0; HEADER_LEN];
     message[field::TYPE] = DESTINATION_UNREACHABLE;
-    message[field::CODE] = FRAGMENTATION_NEEDED;
+    message[field::CODE] = code;
     put_u16(&mut message, field::MTU, mtu);
     let check = Sum::of(&message).bytes(quoted).finish();
     put_u16(&mut message, field::CHECKSUM, check);

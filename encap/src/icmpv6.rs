@@ -1,4 +1,5 @@
-//! ICMPv6 (RFC 4443): a view, and the answer to a packet that does not fit (RFC 8201).
+//! ICMPv6 (RFC 4443): a view, and the answers to a packet that does not fit (RFC 8201) or cannot be
+//! delivered.
 //!
 //! ```text
 //!  0       1       2               4                               8
@@ -26,7 +27,12 @@ mod field {
 pub const HEADER_LEN: usize = 8;
 /// The protocol's number in IP.
 pub const PROTOCOL: u8 = 58;
+/// Code of "destination unreachable": no route to it.
+pub const NO_ROUTE: u8 = 0;
+/// Code of "destination unreachable": it does not answer where it should be.
+pub const ADDRESS_UNREACHABLE: u8 = 3;
 
+const DESTINATION_UNREACHABLE: u8 = 1;
 const PACKET_TOO_BIG: u8 = 2;
 const REDIRECT: u8 = 137;
 /// Types below are errors, the others inform (section 2.1).
@@ -119,6 +125,22 @@ pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
 /// is.
 #[must_use]
 pub fn packet_too_big_on(link: Link, frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
+    error(link, frame, (PACKET_TOO_BIG, 0), u32::from(mtu), out)
+}
+
+/// As [`packet_too_big_on`], the answer "destination unreachable" with this code.
+#[must_use]
+pub fn unreachable_on(link: Link, frame: &[u8], code: u8, out: &mut [u8]) -> Option<usize> {
+    error(link, frame, (DESTINATION_UNREACHABLE, code), 0, out)
+}
+
+fn error(
+    link: Link,
+    frame: &[u8],
+    (kind, code): (u8, u8),
+    word: u32,
+    out: &mut [u8],
+) -> Option<usize> {
     let (ether_type, offset) = link.payload(frame)?;
     if ether_type != EtherType::IPV6 {
         return None;
@@ -139,8 +161,9 @@ pub fn packet_too_big_on(link: Link, frame: &[u8], mtu: u16, out: &mut [u8]) -> 
     let quoted = bytes.get(..quoted_len)?;
     let (source, destination) = (packet.destination(), packet.source());
     let mut message = [0; HEADER_LEN];
-    message[field::TYPE] = PACKET_TOO_BIG;
-    put(&mut message, field::MTU, u32::from(mtu).to_be_bytes());
+    message[field::TYPE] = kind;
+    message[field::CODE] = code;
+    put(&mut message, field::MTU, word.to_be_bytes());
     let len = u32::try_from(HEADER_LEN + quoted_len).ok()?;
     let check = sum(source, destination, &[]).u32(len).bytes(&message).bytes(quoted).finish();
     put_u16(&mut message, field::CHECKSUM, check);

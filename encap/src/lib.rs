@@ -11,7 +11,7 @@
 //! [`ndp`], [`vxlan`], and [`vnet`] for the virtio header of a TAP. `arp` and `ndp` also answer
 //! questions for addresses, `icmpv4` and `icmpv6` packets that do not fit.
 //!
-//! Pieces of the datapath's work: [`checksum`], [`ecn`] across the tunnel, [`flow`] hash, and the
+//! Pieces of the datapath's work: [`checksum`], [`ecn`] across the tunnel, [`flow`] hash, [`mss`] of TCP, and the
 //! two that carry the weight:
 //!
 //! ```text
@@ -53,6 +53,7 @@ pub mod ipudp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod mac;
+pub mod mss;
 pub mod mtu;
 pub mod ndp;
 pub mod segment;

@@ -29,6 +29,7 @@
 mod claims;
 mod delta;
 mod dense;
+mod domains;
 pub mod fanout;
 pub mod hash;
 mod learn;
@@ -44,7 +45,7 @@ pub use dense::SLOTS_MAX;
 pub use reader::{Loaded, Reader, channel, channel_with};
 pub use snapshot::{NetworkTables, Snapshot};
 pub use types::{
-    Gateway, Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, OriginKind,
-    Place, Prefix, Revision, Route, SourceCheck, Vtep, VtepKey,
+    Carrier, Gateway, Generation, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin,
+    OriginKind, Place, Prefix, Revision, Route, Routed, SourceCheck, UdpPorts, Via, Vtep, VtepKey,
 };
 pub use writer::{Limits, Stats, Writer};

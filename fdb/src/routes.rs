@@ -1,4 +1,4 @@
-//! Longest-prefix routes: which VTEP has a range of addresses.
+//! Longest-prefix routes: which VTEP has a range of addresses, and which network.
 //!
 //! # Theory of operation
 //!
@@ -21,21 +21,21 @@ use std::sync::Arc;
 
 use crate::fanout::{Fanout, Full};
 use crate::hash::Seed;
-use crate::types::{Prefix, Route};
+use crate::types::Prefix;
 
 /// The routes of one prefix length. The keys are addresses without host bits.
 #[derive(Clone, Debug)]
-struct Level {
+struct Level<T: Copy> {
     len: u8,
-    routes: Fanout<IpAddr, Route>,
+    routes: Fanout<IpAddr, T>,
 }
 
-/// The routes of one network.
+/// What prefixes lead to.
 #[derive(Clone, Debug)]
-pub(crate) struct Routes {
+pub(crate) struct Routes<T: Copy> {
     /// Longest first.
-    v4: Arc<[Level]>,
-    v6: Arc<[Level]>,
+    v4: Arc<[Level<T>]>,
+    v6: Arc<[Level<T>]>,
 }
 
 /// An address without the bits behind the first `len`.
@@ -54,31 +54,31 @@ pub(crate) fn masked(ip: IpAddr, len: u8) -> IpAddr {
     }
 }
 
-impl Routes {
+impl<T: Copy> Routes<T> {
     pub(crate) fn new() -> Self {
         Self { v4: Arc::new([]), v6: Arc::new([]) }
     }
 
-    fn levels(&self, ip: IpAddr) -> &Arc<[Level]> {
+    fn levels(&self, ip: IpAddr) -> &Arc<[Level<T>]> {
         if ip.is_ipv4() { &self.v4 } else { &self.v6 }
     }
 
-    fn levels_mut(&mut self, ip: IpAddr) -> &mut Arc<[Level]> {
+    fn levels_mut(&mut self, ip: IpAddr) -> &mut Arc<[Level<T>]> {
         if ip.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
     }
 
-    /// The route with the longest prefix that holds `ip`.
+    /// What the longest prefix that holds `ip` leads to.
     #[inline]
-    pub(crate) fn find(&self, ip: IpAddr) -> Option<&Route> {
+    pub(crate) fn find(&self, ip: IpAddr) -> Option<&T> {
         self.levels(ip).iter().find_map(|level| level.routes.get(&masked(ip, level.len)))
     }
 
-    pub(crate) fn get(&self, prefix: Prefix) -> Option<&Route> {
+    pub(crate) fn get(&self, prefix: Prefix) -> Option<&T> {
         let levels = self.levels(prefix.address());
         levels.iter().find(|level| level.len == prefix.len())?.routes.get(&prefix.address())
     }
 
-    pub(crate) fn insert(&mut self, prefix: Prefix, route: Route) -> Result<(), Full> {
+    pub(crate) fn insert(&mut self, prefix: Prefix, route: T) -> Result<(), Full> {
         let levels = self.levels_mut(prefix.address());
         let mut changed = levels.to_vec();
         let at = changed.partition_point(|level| level.len > prefix.len());
@@ -104,7 +104,7 @@ impl Routes {
     }
 
     /// All routes, longest prefixes first, otherwise in no particular order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Prefix, &Route)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Prefix, &T)> {
         self.v4.iter().chain(self.v6.iter()).flat_map(|level| {
             let prefix = |ip: &IpAddr| Prefix::new(*ip, level.len);
             level.routes.iter().filter_map(move |(ip, route)| Some((prefix(ip)?, route)))
@@ -117,6 +117,6 @@ impl Routes {
 
     pub(crate) fn memory_bytes(&self) -> usize {
         let levels = self.v4.iter().chain(self.v6.iter());
-        levels.map(|level| size_of::<Level>() + level.routes.memory_bytes()).sum()
+        levels.map(|level| size_of::<Level<T>>() + level.routes.memory_bytes()).sum()
     }
 }

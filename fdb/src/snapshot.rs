@@ -13,11 +13,13 @@ use std::sync::Arc;
 use encap::{MacAddr, Vni};
 
 use crate::dense::{Dense, KeySet};
+use crate::domains::Domains;
 use crate::fanout::Fanout;
 use crate::hash::{PortVni, Seed};
 use crate::routes::Routes;
 use crate::types::{
-    Generation, MacEntry, Neighbor, Network, NetworkKey, OriginKind, Prefix, Route, Vtep, VtepKey,
+    Generation, MacEntry, Neighbor, Network, NetworkKey, OriginKind, Prefix, Route, Via, Vtep,
+    VtepKey,
 };
 
 /// All tables of one generation. Shared between threads, never changed.
@@ -28,6 +30,7 @@ pub struct Snapshot {
     pub(crate) vteps: Dense<Vtep>,
     pub(crate) by_vni: Fanout<PortVni, NetworkKey>,
     pub(crate) by_address: Fanout<IpAddr, VtepKey>,
+    pub(crate) domains: Domains,
 }
 
 /// The tables of one network.
@@ -36,7 +39,7 @@ pub struct NetworkTables {
     pub(crate) params: Arc<Network>,
     pub(crate) macs: Fanout<MacAddr, MacEntry>,
     pub(crate) neighbors: Fanout<IpAddr, Neighbor>,
-    pub(crate) routes: Routes,
+    pub(crate) routes: Routes<Route>,
     pub(crate) flood: Arc<[VtepKey]>,
     /// Sorted.
     pub(crate) static_vteps: Arc<[VtepKey]>,
@@ -55,6 +58,7 @@ impl Snapshot {
             vteps: Dense::new(),
             by_vni: Fanout::new(Seed::random()),
             by_address: Fanout::new(Seed::random()),
+            domains: Domains::default(),
         }
     }
 
@@ -87,6 +91,14 @@ impl Snapshot {
     #[must_use]
     pub fn by_vni(&self, udp_port: u16, vni: Vni) -> Option<NetworkKey> {
         self.by_vni.get(&PortVni(udp_port, vni)).copied()
+    }
+
+    /// The network of a packet that came in this way and has this destination. An IPv4-mapped
+    /// address is taken as IPv4.
+    #[inline]
+    #[must_use]
+    pub fn routed(&self, via: Via, destination: IpAddr) -> Option<NetworkKey> {
+        self.domains.find(via, destination.to_canonical())
     }
 
     /// A VTEP.
@@ -123,6 +135,7 @@ impl Snapshot {
             + self.vteps.memory_bytes()
             + self.by_vni.memory_bytes()
             + self.by_address.memory_bytes()
+            + self.domains.memory_bytes()
             + self.networks().map(|(_, tables)| tables.memory_bytes()).sum::<usize>()
     }
 }

@@ -64,6 +64,8 @@ pub struct Vtep {
     pub checksum: bool,
     /// Whether its host's lease has ended (its entries stay in use, newer claims beat them).
     pub suspect: bool,
+    /// Whether IP-in-IP gets through to it, as far as is known.
+    pub ip_in_ip: bool,
 }
 
 /// How the source of an inner frame is checked against the tables on receipt.
@@ -110,6 +112,49 @@ pub struct Network {
     pub switch_local: bool,
     /// What every host with endpoints of this network answers to by itself, if anything.
     pub gateway: Option<Gateway>,
+    /// How its packets are carried, where it is a network of packets and not of frames. Such a
+    /// network has routes and no MACs, and is not found by `vni`.
+    pub routed: Option<Routed>,
+}
+
+/// How a network of packets is carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routed {
+    /// Inside what.
+    pub carrier: Carrier,
+    /// Whether packets go in UDP to VTEPs that IP-in-IP does not reach ([`Vtep::ip_in_ip`]).
+    pub fallback: bool,
+    /// Where its packets in UDP arrive.
+    pub ports: UdpPorts,
+    /// Its addresses, which tell the network of a received packet among those of its domain.
+    pub subnets: Box<[Prefix]>,
+}
+
+/// What an IP packet is put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Carrier {
+    /// Another IP packet.
+    IpIp,
+    /// A UDP datagram.
+    IpUdp,
+}
+
+/// Destination ports of IP packets in UDP, by the family inside, as the kernel's FOU has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UdpPorts {
+    /// Of IPv4 packets.
+    pub v4: u16,
+    /// Of IPv6 packets.
+    pub v6: u16,
+}
+
+/// By what a packet without a frame came: together with its destination that tells its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// IP-in-IP, which carries no number of a network.
+    Ip,
+    /// UDP, to this port.
+    Udp(u16),
 }
 
 /// A network's gateway: the same on every host, so nothing of it may cross between hosts.

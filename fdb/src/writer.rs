@@ -31,6 +31,7 @@ use encap::MacAddr;
 
 use crate::delta::Delta;
 use crate::dense::KeySet;
+use crate::domains::Domains;
 use crate::fanout::Full;
 use crate::hash::PortVni;
 use crate::learn::Learned;
@@ -110,6 +111,7 @@ pub struct Writer {
     dirty: bool,
     cluster: KeySet,
     cluster_dirty: bool,
+    domains_dirty: bool,
     ledgers: BTreeMap<NetworkKey, Ledger>,
     /// Who claims an address; first by own before accepted, then by key.
     addresses: BTreeMap<IpAddr, BTreeSet<(bool, VtepKey)>>,
@@ -128,6 +130,7 @@ impl Writer {
             dirty: false,
             cluster: KeySet::new(),
             cluster_dirty: false,
+            domains_dirty: false,
             ledgers: BTreeMap::new(),
             addresses: BTreeMap::new(),
             vnis: BTreeMap::new(),
@@ -186,6 +189,11 @@ impl Writer {
                 }
             }
             self.cluster_dirty = false;
+        }
+        if self.domains_dirty {
+            let networks = self.working.networks().map(|(key, tables)| (key, tables.params()));
+            self.working.domains = Domains::of(networks);
+            self.domains_dirty = false;
         }
         self.dirty = false;
         self.working.generation.0 += 1;
@@ -334,6 +342,11 @@ fn addresses(vtep: &Vtep) -> BTreeMap<IpAddr, bool> {
     accepted.chain([(vtep.address.to_canonical(), false)]).collect()
 }
 
+/// By what a network's datagrams are known; those of a routed one carry no VNI.
+fn port_vni_of(network: &Network) -> Option<PortVni> {
+    network.routed.is_none().then_some(PortVni(network.udp_port, network.vni))
+}
+
 /// Networks.
 impl Writer {
     fn put_network(&mut self, key: NetworkKey, network: Network) {
@@ -341,8 +354,10 @@ impl Writer {
         if old.as_deref() == Some(&network) {
             return;
         }
-        let port_vni = PortVni(network.udp_port, network.vni);
+        let port_vni = port_vni_of(&network);
         let learning = network.learning;
+        let is_routed = network.routed.is_some();
+        let was_routed = old.as_ref().is_some_and(|params| params.routed.is_some());
         if let Some(tables) = self.working.networks.get_mut(key.0) {
             tables.params = Arc::new(network);
         } else if !self
@@ -355,12 +370,15 @@ impl Writer {
         }
         self.dirty = true;
         self.ledgers.entry(key).or_default();
-        let before = old.map(|params| PortVni(params.udp_port, params.vni));
-        if before != Some(port_vni) {
+        self.domains_dirty |= is_routed || was_routed;
+        let before = old.and_then(|params| port_vni_of(&params));
+        if before != port_vni {
             if let Some(before) = before {
                 self.claim_vni(key, before, false);
             }
-            self.claim_vni(key, port_vni, true);
+            if let Some(after) = port_vni {
+                self.claim_vni(key, after, true);
+            }
         }
         if !learning {
             self.forget(key, |_, _| true);
@@ -372,8 +390,10 @@ impl Writer {
             self.stats.unknown_network += 1;
             return;
         };
-        let port_vni = PortVni(tables.params.udp_port, tables.params.vni);
-        self.claim_vni(key, port_vni, false);
+        self.domains_dirty |= tables.params.routed.is_some();
+        if let Some(port_vni) = port_vni_of(&tables.params) {
+            self.claim_vni(key, port_vni, false);
+        }
         self.working.networks.remove(key.0);
         self.ledgers.remove(&key);
         self.dirty = true;

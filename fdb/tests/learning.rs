@@ -29,6 +29,7 @@ fn tables() -> (Writer, Reader) {
             host,
             checksum: true,
             suspect: false,
+            ip_in_ip: true,
         };
         writer.apply(Delta::PutVtep { key: VtepKey(i as u32), vtep });
     }
@@ -54,6 +55,7 @@ fn network(learning: bool) -> Network {
         df: true,
         switch_local: false,
         gateway: None,
+        routed: None,
     }
 }
 

@@ -365,6 +365,7 @@ fn vtep() -> impl Strategy<Value = Vtep> {
             host: hosted.then(|| "h1".into()),
             checksum: true,
             suspect,
+            ip_in_ip: true,
         },
     )
 }
@@ -387,6 +388,7 @@ fn network() -> impl Strategy<Value = Network> {
             df: true,
             switch_local: false,
             gateway: None,
+            routed: None,
         }
     })
 }
@@ -453,6 +455,7 @@ proptest! {
                 host: (i != 1).then(|| "h0".into()),
                 checksum: true,
                 suspect: false,
+                ip_in_ip: true,
             };
             [Delta::PutVtep { key: VtepKey(i), vtep }]
         });

@@ -31,6 +31,7 @@ fn network(mtu: u16) -> Network {
         df: true,
         switch_local: false,
         gateway: None,
+        routed: None,
     }
 }
 
@@ -51,6 +52,7 @@ fn vtep(mtu: u16) -> Vtep {
         host: Some("h1".into()),
         checksum: true,
         suspect: false,
+        ip_in_ip: true,
     }
 }
 

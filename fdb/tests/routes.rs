@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use encap::Vni;
 use fdb::{
-    Delta, Limits, Network, NetworkKey, Origin, OriginKind, Place, Prefix, Revision, Route,
-    SourceCheck, VtepKey, channel_with,
+    Carrier, Delta, Limits, Network, NetworkKey, Origin, OriginKind, Place, Prefix, Revision,
+    Route, Routed, SourceCheck, UdpPorts, Via, VtepKey, channel_with,
 };
 use proptest::prelude::*;
 
@@ -31,6 +31,7 @@ fn network() -> Delta {
         df: true,
         switch_local: false,
         gateway: None,
+        routed: None,
     };
     Delta::PutNetwork { key: NETWORK, network }
 }
@@ -157,4 +158,59 @@ fn prefixes_have_no_host_bits() {
     assert_eq!(prefix("0.0.0.0/0").to_string(), "0.0.0.0/0");
     assert_eq!(Prefix::new("192.0.2.1".parse().unwrap(), 33), None);
     assert_eq!(Prefix::new("::".parse().unwrap(), 129), None);
+}
+
+// ===== which network =====
+
+fn routed(carrier: Carrier, port: u16, subnets: &[&str]) -> Network {
+    let prefix = |text: &&str| {
+        let (address, len) = text.split_once('/').unwrap();
+        Prefix::new(address.parse().unwrap(), len.parse().unwrap()).unwrap()
+    };
+    let Delta::PutNetwork { network, .. } = network() else { unreachable!() };
+    let routed = Routed {
+        carrier,
+        fallback: false,
+        ports: UdpPorts { v4: port, v6: port + 1 },
+        subnets: subnets.iter().map(prefix).collect(),
+    };
+    Network { routed: Some(routed), ..network }
+}
+
+#[test]
+fn a_destination_tells_the_network_of_its_domain() {
+    let (mut writer, reader) = fdb::channel();
+    let networks = [
+        routed(Carrier::IpIp, 4760, &["198.51.100.0/24", "2001:db8:1::/64"]),
+        routed(Carrier::IpUdp, 4760, &["203.0.113.0/25"]),
+        routed(Carrier::IpUdp, 6000, &["198.51.100.0/24"]),
+        // As creation would refuse it: the longer prefix wins, of equal ones the lower key.
+        routed(Carrier::IpIp, 4760, &["198.51.100.128/25", "198.51.100.0/24"]),
+    ];
+    for (key, network) in (0..).map(NetworkKey).zip(networks) {
+        writer.apply(Delta::PutNetwork { key, network });
+    }
+    writer.publish();
+    let find = |via, ip: &str| reader.load().routed(via, ip.parse().unwrap()).map(|key| key.0);
+    assert_eq!(find(Via::Ip, "198.51.100.1"), Some(0));
+    assert_eq!(find(Via::Ip, "198.51.100.200"), Some(3));
+    assert_eq!(find(Via::Ip, "2001:db8:1::9"), Some(0));
+    assert_eq!(find(Via::Ip, "203.0.113.1"), None, "a network in UDP only");
+    assert_eq!(find(Via::Udp(4760), "203.0.113.1"), Some(1));
+    assert_eq!(find(Via::Udp(4760), "198.51.100.1"), Some(0), "as its fallback");
+    assert_eq!(find(Via::Udp(4760), "::ffff:198.51.100.1"), Some(0));
+    assert_eq!(find(Via::Udp(4760), "2001:db8:1::9"), None, "the other family has its own port");
+    assert_eq!(find(Via::Udp(4761), "2001:db8:1::9"), Some(0));
+    assert_eq!(find(Via::Udp(6000), "198.51.100.1"), Some(2));
+    assert_eq!(find(Via::Udp(6002), "198.51.100.1"), None);
+    let vni = Vni::new(7).unwrap();
+    assert_eq!(reader.load().by_vni(4789, vni), None, "no VNI leads to a network of packets");
+
+    // A network that becomes one of frames is found by its VNI, and only so.
+    writer.apply(network());
+    writer.apply(Delta::RemoveNetwork { key: NetworkKey(3) });
+    writer.publish();
+    let find = |via, ip: &str| reader.load().routed(via, ip.parse().unwrap());
+    assert_eq!(find(Via::Ip, "198.51.100.200"), None);
+    assert_eq!(reader.load().by_vni(4789, vni), Some(NETWORK));
 }

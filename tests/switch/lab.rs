@@ -67,6 +67,7 @@ pub fn vtep(slot: usize) -> Vtep {
         host: Some(format!("host-{slot}").into()),
         checksum: true,
         suspect: false,
+        ip_in_ip: true,
     }
 }
 
@@ -87,6 +88,7 @@ pub fn network(key: NetworkKey) -> Network {
         df: true,
         switch_local: false,
         gateway: None,
+        routed: None,
     }
 }
 

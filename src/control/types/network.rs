@@ -365,8 +365,8 @@ pub struct Namespace {
     pub network: String,
     /// The pin: a file to open and enter by setns(2).
     pub path: PathBuf,
-    /// The bridge in it.
-    pub bridge: String,
+    /// The bridge in it; `None` in networks of packets, which are routed.
+    pub bridge: Option<String>,
     /// The switch's port in it.
     pub port: String,
 }
