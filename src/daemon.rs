@@ -363,7 +363,7 @@ async fn own_vteps(config: &Config) -> Result<Vec<VtepRecord>, Failure> {
     let mut records = Vec::with_capacity(config.vteps.len());
     for vtep in &config.vteps {
         let interface = link::underlay::interface(&namespace, vtep.bind).await.map_err(failed)?;
-        let mut record = VtepRecord::new(vtep.advertise, vtep.port);
+        let mut record = VtepRecord::new(vtep.advertise, vtep.port).all_modes();
         let found = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
         record.mtu = vtep.mtu.unwrap_or(found);
         record.accept = vtep.accept.clone();

@@ -107,6 +107,10 @@ pub fn is_routed(network: &NetworkRecord) -> bool {
 /// subnets to endpoints elsewhere.
 #[must_use]
 pub fn has_host_endpoints(network: &NetworkRecord) -> bool {
+    if network.mode.is_routed() {
+        // What a host has to say to others about their packets comes from there.
+        return true;
+    }
     let own = own(network);
     let several =
         |v6: bool| own.iter().filter(|gateway| gateway.addr().is_ipv6() == v6).count() > 1;

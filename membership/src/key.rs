@@ -11,6 +11,7 @@
 //!   names/NAME                      name of a network -> its id
 //!   networks/NETWORK                a network
 //!   vnis/VNI                        who holds a VNI
+//!   guards/routed                   what changes with every routed network
 //!   endpoints/NETWORK/ENDPOINT      an endpoint
 //!   ipam/NETWORK/blocks/CIDR        a block of addresses and its owner
 //!   ipam/NETWORK/addresses/IP       who holds an address
@@ -194,6 +195,13 @@ macro_rules! random {
 }
 random!(NetworkId, EndpointId, HostId);
 
+/// What a guard orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Guard {
+    /// The subnets and UDP ports of routed networks.
+    Routed,
+}
+
 /// A key without its prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
@@ -205,6 +213,8 @@ pub enum Key {
     Block(NetworkId, IpNet),
     /// An endpoint of a network.
     Endpoint(NetworkId, EndpointId),
+    /// What orders operations that must not happen at once.
+    Guard(Guard),
     /// A host that is present.
     Host(HostName),
     /// A host that was present at some time.
@@ -231,6 +241,7 @@ impl fmt::Display for Key {
             Self::Address(network, ip) => write!(f, "ipam/{network}/addresses/{ip}"),
             Self::Block(network, cidr) => write!(f, "ipam/{network}/blocks/{cidr}"),
             Self::Endpoint(network, endpoint) => write!(f, "endpoints/{network}/{endpoint}"),
+            Self::Guard(Guard::Routed) => f.write_str("guards/routed"),
             Self::Host(host) => write!(f, "hosts/{host}"),
             Self::KnownHost(host) => write!(f, "known/{host}"),
             Self::Mac(network, mac) => write!(f, "ipam/{network}/macs/{mac}"),
@@ -346,6 +357,7 @@ fn parse_rest(rest: &str) -> Option<Key> {
             let (network, endpoint) = rest.split_once('/')?;
             Key::Endpoint(network.parse().ok()?, endpoint.parse().ok()?)
         }
+        "guards" => (rest == "routed").then_some(Key::Guard(Guard::Routed))?,
         "hosts" => Key::Host(rest.parse().ok()?),
         "ipam" => {
             let (network, rest) = rest.split_once('/')?;

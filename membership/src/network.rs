@@ -1,6 +1,7 @@
 //! Networks: create, find, change, remove. Each operation is one transaction.
 
 mod check;
+mod domain;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,6 +23,8 @@ use crate::store::{self, Found, Store, conflict_pause};
 
 pub use check::check;
 use check::check_vtep;
+pub(crate) use domain::enter;
+pub use domain::{FIRST_UDP_PORT, UDP_PORT_V4, UDP_PORT_V6, overlap, udp_ports};
 
 /// The first VNI that is given out by itself; lower ones are for those who ask.
 pub const FIRST_VNI: u32 = 4096;
@@ -38,6 +41,20 @@ pub const EXCLUDE_MAX: usize = 64;
 /// Why a network cannot be created, changed or removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// Two networks that the wire could not tell apart.
+    #[error(
+        "subnet {subnet} overlaps with {theirs} of network {other}, and nothing on the wire would \
+         tell the two apart: choose another subnet, or `--mode ipudp`, which gives a network that \
+         overlaps UDP ports of its own"
+    )]
+    Domain {
+        /// The subnet.
+        subnet: IpNet,
+        /// The other network's name.
+        other: NetworkName,
+        /// Its subnet.
+        theirs: IpNet,
+    },
     /// A range of excluded addresses that no subnet has.
     #[error("addresses {range} cannot be excluded: {cause}")]
     Exclude {
@@ -63,6 +80,38 @@ pub enum Error {
          address of its subnet"
     )]
     NoGateway(&'static str),
+    /// An option that means nothing for networks of this mode.
+    #[error("{option} cannot be used in a network of mode {mode}: {cause}; leave it out")]
+    ModeOption {
+        /// The option.
+        option: &'static str,
+        /// The mode.
+        mode: Mode,
+        /// Why.
+        cause: &'static str,
+    },
+    /// Every pair of UDP ports is held.
+    #[error("no pair of UDP ports is left: choose a subnet that no other network overlaps")]
+    NoUdpPort,
+    /// A UDP port that the network cannot have.
+    #[error("UDP ports {port} and {next} cannot be used: {cause}; choose another port, or leave \
+             udp_port out", next = port.saturating_add(1))]
+    UdpPort {
+        /// The first port.
+        port: u16,
+        /// Why.
+        cause: String,
+    },
+    /// An option whose value this version knows and does not serve.
+    #[error("{option}={value} is not available in this version: write {instead}")]
+    Unserved {
+        /// The option.
+        option: &'static str,
+        /// The value.
+        value: &'static str,
+        /// What can be had.
+        instead: &'static str,
+    },
     /// Both would need routes in the hosts, which have one per prefix.
     #[error(
         "subnet {subnet} overlaps with {theirs} of network {other}, and both networks would have \
@@ -173,7 +222,8 @@ pub struct NetworkSpec {
     pub mode: Mode,
     /// Its VNI; `None` gives the lowest free one from [`FIRST_VNI`].
     pub vni: Option<Vni>,
-    /// Its UDP port; `None` is each VTEP's own.
+    /// The first UDP port of an ipudp network; `None` gives it ports of its own only where it
+    /// overlaps with another.
     pub udp_port: Option<u16>,
     /// Its subnets.
     pub subnets: Vec<IpNet>,
@@ -243,8 +293,13 @@ pub async fn create(store: &Store, spec: &NetworkSpec) -> Result<NetworkRecord, 
             if spec.vni.is_none() {
                 record.vni = free_vni(store, attempt).await?;
             }
-            if let Some(record) = try_create(store, spec, &record).await? {
-                info!(vni = record.vni.get(), network = %record.id, "network created");
+            record.udp_port = spec.udp_port;
+            let turn = enter(store, &mut record, true).await?;
+            if let Some(record) = try_create(store, spec, &record, turn.as_ref()).await? {
+                info!(
+                    vni = record.vni.get(), network = %record.id, mode = %record.mode,
+                    "network created"
+                );
                 return Ok(record);
             }
         }
@@ -259,17 +314,22 @@ async fn try_create(
     store: &Store,
     spec: &NetworkSpec,
     record: &NetworkRecord,
+    turn: Option<&domain::Turn>,
 ) -> Result<Option<NetworkRecord>, Error> {
     let (id, vni) = (&record.id, record.vni);
     let name_key = Key::Name(spec.name.clone());
     let id_key = Key::Network(id.clone());
     let vni_key = Key::Vni(vni);
-    let when = vec![store.absent(&name_key), store.absent(&id_key), store.absent(&vni_key)];
-    let then = vec![
+    let mut when = vec![store.absent(&name_key), store.absent(&id_key), store.absent(&vni_key)];
+    let mut then = vec![
         store.put(&name_key, &NameRecord::new(id.clone()), 0)?,
         store.put(&id_key, record, 0)?,
         store.put(&vni_key, &VniRecord::new(id.clone()), 0)?,
     ];
+    if let Some(turn) = turn {
+        when.push(turn.when(store));
+        then.push(turn.then(store, record)?);
+    }
     let or_else =
         vec![store.read_key(&name_key), store.read_key(&id_key), store.read_key(&vni_key)];
     let outcome = store.txn(when, then, or_else).await?;
@@ -280,8 +340,9 @@ async fn try_create(
     if let Some(entry) = networks.first() {
         let present: Found<NetworkRecord> = Store::decode(&id_key, entry)?;
         // The answer to our own earlier attempt was lost, its effect was not.
-        // With another VNI perhaps: that was chosen anew since.
-        let ours = NetworkRecord { vni, ..present.record.clone() } == *record;
+        // With another VNI or other ports perhaps: those were chosen anew since.
+        let udp_port = record.udp_port;
+        let ours = NetworkRecord { vni, udp_port, ..present.record.clone() } == *record;
         if spec.id.is_none() || ours {
             return Ok(Some(present.record));
         }
@@ -389,9 +450,15 @@ pub async fn update(
         {
             check_overlap(store, &record).await?;
         }
-        let key = Key::Network(before.id);
-        let when = vec![store.unchanged(&key, found.mod_revision)];
-        let then = vec![store.put(&key, &record, 0)?];
+        let key = Key::Network(before.id.clone());
+        let mut when = vec![store.unchanged(&key, found.mod_revision)];
+        let mut then = vec![store.put(&key, &record, 0)?];
+        if record.subnets != before.subnets
+            && let Some(turn) = enter(store, &mut record, false).await?
+        {
+            when.push(turn.when(store));
+            then.push(turn.then(store, &record)?);
+        }
         if store.txn(when, then, Vec::new()).await?.succeeded {
             return Ok(record);
         }

@@ -18,7 +18,7 @@ const ATTEMPTS: u32 = 8;
 /// # Errors
 ///
 /// [`network::Error::NameTaken`] or [`network::Error::VniTaken`] when another network has them now,
-/// or why the store did not do it.
+/// [`network::Error::Domain`] or [`network::Error::UdpPort`] when a routed one has its subnets, or why the store did not do it.
 pub async fn network(store: &Store, record: &NetworkRecord) -> Result<bool, network::Error> {
     let id = &record.id;
     let (id_key, name_key, vni_key) =
@@ -52,16 +52,21 @@ pub async fn network(store: &Store, record: &NetworkRecord) -> Result<bool, netw
                 entry.mod_revision
             }
         };
-        let when = vec![
+        let turn = network::enter(store, &mut record.clone(), false).await?;
+        let mut when = vec![
             store.absent(&id_key),
             store.unchanged(&name_key, name_revision),
             store.unchanged(&vni_key, vni_revision),
         ];
-        let then = vec![
+        let mut then = vec![
             store.put(&name_key, &NameRecord::new(id.clone()), 0)?,
             store.put(&id_key, record, 0)?,
             store.put(&vni_key, &VniRecord::new(id.clone()), 0)?,
         ];
+        if let Some(turn) = turn {
+            when.push(turn.when(store));
+            then.push(turn.then(store, record)?);
+        }
         if store.txn(when, then, Vec::new()).await?.succeeded {
             return Ok(true);
         }

@@ -112,7 +112,12 @@ pub enum Change {
     /// The set of bad records.
     Bad(String),
     /// A block of addresses.
-    Block(NetworkId),
+    Block {
+        /// Its network.
+        network: NetworkId,
+        /// The block.
+        cidr: IpNet,
+    },
     /// An endpoint.
     Endpoint {
         /// Its network.
@@ -342,7 +347,7 @@ impl View {
             (Key::Block(network, cidr), Record::Block(record)) => {
                 let item = Item::new(record, revision);
                 self.blocks.entry(network.clone()).or_default().insert(cidr, item);
-                Change::Block(network)
+                Change::Block { network, cidr }
             }
             _ => Change::None,
         }
@@ -392,7 +397,7 @@ impl View {
                 if of_network.is_empty() {
                     self.blocks.remove(&network);
                 }
-                Change::Block(network)
+                Change::Block { network, cidr }
             }
             _ => Change::None,
         }

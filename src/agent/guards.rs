@@ -27,7 +27,11 @@ fn guarded(port: (String, u32), note: &Attachment, carrier: Carrier) -> Guarded 
 
 /// Who carries the local frames of a network that is not just changing.
 fn carrier(local: &LocalNetwork) -> Carrier {
-    if local.is_switched() { Carrier::Switch } else { Carrier::Bridge }
+    match (local.is_routed(), local.is_switched()) {
+        (true, _) => Carrier::Router,
+        (false, true) => Carrier::Switch,
+        (false, false) => Carrier::Bridge,
+    }
 }
 
 impl Agent {

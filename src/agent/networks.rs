@@ -6,7 +6,7 @@
 //! Holders are named, so that whoever takes an endpoint down twice takes nothing from the others.
 //! Setting up is, in order: the private namespace with its bridge; the TAP with one queue per
 //! worker, opened in that namespace; the TAP as a port of the bridge; the tables; the port at the
-//! workers. Taking down is the reverse. Every step is level-triggered, so that setting up a network
+//! workers. A network of packets has routes in the place of the bridge and a TUN in that of the TAP. Taking down is the reverse. Every step is level-triggered, so that setting up a network
 //! that an earlier agent left behind takes it over: same namespace, same devices, containers not
 //! touched.
 //!
@@ -19,21 +19,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use encap::MacAddr;
-use fdb::NetworkKey;
+use fdb::{Carrier, NetworkKey};
 use membership::gateway;
 use membership::key::NetworkId;
-use membership::record::NetworkRecord;
+use membership::record::{Mode, NetworkRecord};
 
 use super::routers::RouterState;
 use super::tables::Tables;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
 use crate::link::source_check::Guarded;
+use crate::link::names::{TAP, TUN};
+use crate::link::routed::{self, RoutedLink};
 use crate::link::{self, NetworkLink, NetworkNs, Owner};
-use crate::port::tap::{self, PortOffload};
+use crate::port::queue::PortOffload;
+use crate::port::{tap, tun};
 
-/// The switch's port in each private namespace.
-pub const TAP: &str = "tap0";
+/// The switch's port in the private namespace of a network.
+#[must_use]
+pub fn port_name(mode: Mode) -> &'static str {
+    if mode.is_routed() { TUN } else { TAP }
+}
 
 /// A network that is set up here.
 pub struct LocalNetwork {
@@ -61,6 +67,18 @@ impl LocalNetwork {
     #[must_use]
     pub fn mtu(&self) -> u16 {
         self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Whether its packets are routed, and its namespace has no bridge.
+    #[must_use]
+    pub fn is_routed(&self) -> bool {
+        self.namespace.is_routed()
+    }
+
+    /// The switch's port in its namespace.
+    #[must_use]
+    pub fn port(&self) -> &'static str {
+        if self.is_routed() { TUN } else { TAP }
     }
 
     /// Notes the MTU that the devices were given.
@@ -207,11 +225,34 @@ impl Networks {
     /// Asks the devices which frames their queues had no room for.
     pub async fn note_overflows(&self, datapath: &Datapath) {
         for local in self.all().await {
-            match local.namespace.overflowed(TAP).await {
+            match local.namespace.overflowed(local.port()).await {
                 Ok(overflowed) => datapath.note_overflow(local.key, overflowed),
                 Err(err) => tracing::debug!(network = %local.id, %err, "no counters of a port"),
             }
         }
+    }
+
+    async fn namespace_of(
+        &self,
+        record: &NetworkRecord,
+        mtu: u16,
+    ) -> Result<NetworkNs, link::Error> {
+        let pin = self.pin(&record.id);
+        if record.mode.is_routed() {
+            return routed::ensure(&RoutedLink { pin, ipv6: has_ipv6(record) }).await;
+        }
+        let router = !gateway::own(record).is_empty();
+        let wanted = NetworkLink {
+            pin,
+            mtu: u32::from(mtu),
+            router,
+            bridge_mac: if router {
+                self.router_mac
+            } else {
+                bridge_mac(self.owner.hash(), record.id.as_str())
+            },
+        };
+        link::network::ensure(&wanted).await
     }
 
     async fn set_up(
@@ -221,38 +262,32 @@ impl Networks {
         datapath: &Datapath,
     ) -> Result<LocalNetwork, Error> {
         let mtu = tables.network_mtu(&record.id);
-        let router = !gateway::own(record).is_empty();
-        let wanted = NetworkLink {
-            pin: self.pin(&record.id),
-            mtu: u32::from(mtu),
-            router,
-            bridge_mac: if router {
-                self.router_mac
-            } else {
-                bridge_mac(self.owner.hash(), record.id.as_str())
-            },
-        };
-        let namespace = link::network::ensure(&wanted).await.map_err(|e| super::link_error(&e))?;
-        let opened =
-            link::run_in(namespace.namespace(), || tap::open(TAP, self.workers, self.offload))
-                .map_err(|err| super::link_error(&err))?;
+        let port = port_name(record.mode);
+        let namespace = self.namespace_of(record, mtu).await.map_err(|e| super::link_error(&e))?;
+        let opened = link::run_in(namespace.namespace(), || match record.mode.is_routed() {
+            true => tun::open(port, self.workers, self.offload),
+            false => tap::open(port, self.workers, self.offload),
+        })
+        .map_err(|err| super::link_error(&err))?;
         let (queues, offload) = opened.map_err(|err| {
-            Error::internal(format!("cannot open the port {TAP} of network {}", record.name))
+            Error::internal(format!("cannot open the port {port} of network {}", record.name))
                 .cause(err.to_string())
                 .next_step(
                     "EBUSY means that another agent still holds it: is one running with this \
                      state directory?",
                 )
         })?;
-        namespace.attach_tap(TAP, u32::from(mtu)).await.map_err(|err| super::link_error(&err))?;
-        let overflowed = namespace.overflowed(TAP).await.map_err(|err| super::link_error(&err))?;
+        let attached = match record.mode.is_routed() {
+            true => routed::attach_tun(&namespace, u32::from(mtu), has_ipv6(record)).await,
+            false => namespace.attach_tap(port, u32::from(mtu)).await,
+        };
+        attached.map_err(|err| super::link_error(&err))?;
+        let overflowed = namespace.overflowed(port).await.map_err(|err| super::link_error(&err))?;
         let key = tables.activate(&record.id)?;
-        if let Some(port) = tables.udp_port(key)
-            && let Err(err) = datapath.listen(port)
-        {
+        if let Err(err) = listen(tables, datapath, key) {
             tables.deactivate(&record.id);
             return Err(Error::conflict(format!("network {} cannot be received", record.name))
-                .cause(err.to_string()));
+                .cause(err));
         }
         let count = queues.len();
         let switched = tables.switches_locally(key);
@@ -269,6 +304,25 @@ impl Networks {
             switched: AtomicBool::new(switched),
         })
     }
+}
+
+fn has_ipv6(record: &NetworkRecord) -> bool {
+    record.subnets.iter().any(|subnet| subnet.addr().is_ipv6())
+}
+
+/// Has the workers receive what a network's tables say.
+fn listen(tables: &Tables, datapath: &Datapath, key: NetworkKey) -> Result<(), String> {
+    let Some((udp_port, routed)) = tables.received_by(key) else { return Ok(()) };
+    let Some(routed) = routed else {
+        return datapath.listen(udp_port).map_err(|err| err.to_string());
+    };
+    if routed.carrier == Carrier::IpIp {
+        datapath.listen_ip().map_err(|err| err.to_string())?;
+    }
+    if routed.carrier == Carrier::IpUdp || routed.fallback {
+        datapath.listen_routed(routed.ports).map_err(|err| err.to_string())?;
+    }
+    Ok(())
 }
 
 /// A stable, locally administered MAC for a bridge, which never leaves its namespace.

@@ -40,6 +40,7 @@ use crate::driver::attach;
 use crate::link::firewall::{self, Rules, Way};
 use crate::link::forwarding::{self, Forwarding};
 use crate::link::permission::{self, Place};
+use crate::link::routed::{self, Inside};
 use crate::link::router::{self, Router};
 use crate::link::uplink::{self, Pair, Pools, Uplink};
 use crate::link::{self, NetNs, Netlink};
@@ -75,6 +76,8 @@ pub fn router_mac(id: &str) -> MacAddr {
 #[derive(Debug, Default)]
 pub struct RouterState {
     router: Option<Router>,
+    /// Of a routed network, in the place of the router.
+    inside: Option<Inside>,
     uplink: Option<(Uplink, Vec<Pair>)>,
     /// What an earlier run may have left has been looked at.
     seen: bool,
@@ -211,7 +214,11 @@ async fn settle_locked(
     state: &mut RouterState,
     force: bool,
 ) -> Result<(), link::Error> {
+    if local.is_routed() {
+        settle_inside(agent, local, record, state, force).await?;
+    }
     match wanted_router(agent, record, u32::from(local.mtu())) {
+        _ if local.is_routed() => {}
         Some(wanted) => {
             if force || state.router.as_ref() != Some(&wanted) {
                 let before = state.router.take();
@@ -231,8 +238,8 @@ async fn settle_locked(
     }
     let owner = agent.networks.owner();
     let name = owner.uplink(record.id.as_str());
-    let routed = state.router.is_some() && gateway::is_routed(record) && !gives_way(agent, record);
-    if !routed {
+    let leads_out = state.router.is_some() || local.is_routed();
+    if !leads_out || !gateway::is_routed(record) || gives_way(agent, record) {
         if state.uplink.is_some() || !state.seen {
             uplink::remove(&*host_netlink(agent).await?, &name).await?;
             state.uplink = None;
@@ -266,6 +273,34 @@ async fn settle_locked(
         state.uplink = Some((wanted, pairs));
     }
     state.seen = true;
+    Ok(())
+}
+
+/// Addresses, routes and rules of a routed network's namespace.
+async fn settle_inside(
+    agent: &Agent,
+    local: &LocalNetwork,
+    record: &NetworkRecord,
+    state: &mut RouterState,
+    force: bool,
+) -> Result<(), link::Error> {
+    let (blocks, away) = agent.tables.own_blocks(&record.id);
+    let wanted = Inside {
+        subnets: record.subnets.clone(),
+        gateways: record.gateways.clone(),
+        own: own_addresses(agent, record),
+        blocks,
+        away,
+        way_out: gateway::is_routed(record),
+        mss_clamp: record.options.mss_clamp.unwrap_or(false),
+    };
+    if !force && state.inside.as_ref() == Some(&wanted) {
+        return Ok(());
+    }
+    let before = state.inside.take();
+    let rules = before.is_none_or(|before| !before.same_rules(&wanted));
+    routed::settle(&local.namespace, &wanted, rules).await?;
+    state.inside = Some(wanted);
     Ok(())
 }
 
@@ -551,7 +586,12 @@ pub async fn local(local: &LocalNetwork) -> Local {
     let uplink = state.uplink.as_ref();
     Local {
         gateway_mac: router.map(|router| router.gateway_mac),
-        own: router.into_iter().flat_map(|router| &router.own).map(IpNet::addr).collect(),
+        own: router
+            .into_iter()
+            .flat_map(|router| &router.own)
+            .map(IpNet::addr)
+            .chain(state.inside.iter().flat_map(|inside| inside.own.iter().copied()))
+            .collect(),
         interface: uplink.map(|(uplink, _)| uplink.name.clone()),
         addresses: uplink.into_iter().flat_map(|(_, pairs)| pairs).map(|pair| pair.host).collect(),
     }

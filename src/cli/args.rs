@@ -72,6 +72,9 @@ pub enum Command {
     /// Show which MAC each address has
     #[command(long_about = help::NEIGHBORS, after_long_help = help::NEIGHBORS_EXAMPLES)]
     Neighbors(NetworkListing),
+    /// Show where each range of addresses is, in networks of packets
+    #[command(long_about = help::ROUTES, after_long_help = help::ROUTES_EXAMPLES)]
+    Routes(NetworkListing),
     /// Show what was dropped, why, and what to look at
     #[command(long_about = help::DROPS, after_long_help = help::DROPS_EXAMPLES)]
     Drops(DropsArgs),
@@ -206,7 +209,8 @@ pub struct CreateArgs {
     /// [default: none]
     #[arg(long, value_name = "IP|none", value_parser = gateway)]
     pub gateway: Vec<Gateway>,
-    /// Let endpoints reach the world, masqueraded behind their host's address; needs a gateway
+    /// Let endpoints reach the world, masqueraded behind their host's address; a vxlan network
+    /// needs a gateway for it
     #[arg(long)]
     pub nat_outgoing: bool,
     /// Addresses that are never given out: one, a range IP-IP, or a prefix; several times for several

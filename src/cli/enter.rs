@@ -31,7 +31,7 @@ pub(super) fn enter(namespace: &Namespace, command: &[OsString]) -> Failure {
     let err = Command::new(&program)
         .args(args)
         .env("SKYBRIDGE_NETWORK", &namespace.network)
-        .env("SKYBRIDGE_BRIDGE", &namespace.bridge)
+        .env("SKYBRIDGE_BRIDGE", namespace.bridge.as_deref().unwrap_or_default())
         .env("SKYBRIDGE_PORT", &namespace.port)
         .exec();
     Failure::new(format!("cannot run {}", program.to_string_lossy()))

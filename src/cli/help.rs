@@ -29,6 +29,7 @@ Look:
   endpoints  List the endpoints of all hosts
   fdb        Show where each MAC is
   neighbors  Show which MAC each address has
+  routes     Show where each range of addresses is, in networks of packets
   drops      Show what was dropped, why, and what to look at
   stats      Show counters and limits
   gc         Find, and with --apply remove, what no living owner has in the store
@@ -372,6 +373,16 @@ The table by which ARP and IPv6 neighbor discovery are answered on this host.";
 pub(super) const NEIGHBORS_EXAMPLES: &str = "\
 Example:
       skybridge neighbors blue";
+
+pub(super) const ROUTES: &str = "\
+Show where each range of addresses is, in networks of packets
+
+The table by which networks of mode ipip and ipudp send: the blocks of hosts, and single addresses
+that are elsewhere than their block. The longest range that holds an address has it.";
+
+pub(super) const ROUTES_EXAMPLES: &str = "\
+Example:
+      skybridge routes blue";
 
 pub(super) const DROPS: &str = "\
 Show what was dropped, why, and what to look at

@@ -332,6 +332,12 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
             answer.sort_rows();
             show(&args.listing, &answer, |rows, style| render::neighbors(rows, style))
         }
+        Command::Routes(args) => {
+            let client = client(&args.listing.connection);
+            let mut answer = client.routes(args.network.as_deref()).await?;
+            answer.sort_rows();
+            show(&args.listing, &answer, |rows, style| render::routes(rows, style))
+        }
         Command::Drops(args) => {
             let mut answer = client(&args.listing.connection).drops().await?;
             answer.sort_rows();

@@ -5,7 +5,7 @@ use std::future::Future;
 use super::types::{
     Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
     FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
-    StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    RouteEntry, StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -70,6 +70,11 @@ pub trait Api: Send + Sync + 'static {
         &self,
         network: Option<String>,
     ) -> impl Future<Output = Answer<Vec<NeighborEntry>>> + Send;
+    /// Routes of one network or of all.
+    fn routes(
+        &self,
+        network: Option<String>,
+    ) -> impl Future<Output = Answer<Vec<RouteEntry>>> + Send;
     /// Drops by reason and network, those that never happened included.
     fn drops(&self) -> impl Future<Output = Answer<Vec<Drops>>> + Send;
     /// How the agent reaches its store.

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use super::types::{
     self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
     FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
-    StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    RouteEntry, StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.
@@ -345,6 +345,14 @@ impl Client {
     /// See [`Error`].
     pub async fn neighbors(&self, network: Option<&str>) -> Result<Vec<NeighborEntry>, Error> {
         self.read(&filtered("/v1/neighbors", network)).await
+    }
+
+    /// Routes of one network or of all.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn routes(&self, network: Option<&str>) -> Result<Vec<RouteEntry>, Error> {
+        self.read(&filtered("/v1/routes", network)).await
     }
 
     /// Drops by reason and network.

@@ -294,6 +294,7 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         .route("/v1/endpoints", get(endpoints::<A>))
         .route("/v1/fdb", get(fdb::<A>))
         .route("/v1/neighbors", get(neighbors::<A>))
+        .route("/v1/routes", get(routes::<A>))
         .route("/v1/drops", get(drops::<A>))
         .route("/v1/store", get(store::<A>))
         .route("/v1/store/tokens", post(make_token::<A>))
@@ -408,6 +409,10 @@ async fn fdb<A: Api>(State(api): State<Arc<A>>, Only(name): Only) -> impl IntoRe
 
 async fn neighbors<A: Api>(State(api): State<Arc<A>>, Only(name): Only) -> impl IntoResponse {
     run(async move { api.neighbors(name).await }).await
+}
+
+async fn routes<A: Api>(State(api): State<Arc<A>>, Only(name): Only) -> impl IntoResponse {
+    run(async move { api.routes(name).await }).await
 }
 
 async fn drops<A: Api>(State(api): State<Arc<A>>) -> impl IntoResponse {

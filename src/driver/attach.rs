@@ -43,6 +43,7 @@ use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
 use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
+use crate::link::routed;
 use crate::link::{NetNs, NetNsRef, NetworkNs};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
@@ -106,7 +107,8 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
         }
     };
     let sandbox = open_sandbox(&request.netns)?;
-    if request.default_route && network.gateways.is_empty() {
+    // A routed network's router is there whatever its record says.
+    if request.default_route && network.gateways.is_empty() && !network.mode.is_routed() {
         return Err(Error::conflict(format!(
             "network {} has no gateway, so it cannot have the default route",
             network.name
@@ -114,7 +116,11 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
         .next_step("leave --default-route out, or create the network with a gateway"));
     }
     let replaces = move_here(agent, &network, &mut request, away.as_deref())?;
-    if request.mac.is_some() && request.mac == gateway::mac(&network) {
+    let gateway_mac = match network.mode.is_routed() {
+        true => Some(routed::GATEWAY_MAC),
+        false => gateway::mac(&network),
+    };
+    if request.mac.is_some() && request.mac == gateway_mac {
         return Err(Error::conflict(format!(
             "the gateway of network {} has that MAC",
             network.name
@@ -217,7 +223,7 @@ async fn attach_held(
     let queued = note.publication != Publication::Done;
     let done = async {
         agent.put_attachment(&note)?;
-        let plug_in = plug_of(&note, local, sandbox);
+        let plug_in = plug_of(&note, network, local, sandbox);
         let plugged = plug(&local.namespace, agent.networks.owner(), &plug_in)
             .await
             .map_err(|err| link_error(&err))?;
@@ -400,7 +406,7 @@ pub async fn restore(
         agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
     routers::settle(agent, &local).await;
     let restored = async {
-        let wanted = plug_of(note, &local, sandbox);
+        let wanted = plug_of(note, network, &local, sandbox);
         let owner = agent.networks.owner();
         let failed = |err| link_error(&err);
         let plugged = match adopt(&local.namespace, owner, &wanted).await.map_err(failed)? {
@@ -516,8 +522,15 @@ async fn matching(agent: &Agent, target: &DetachTarget<'_>) -> Result<Vec<Attach
     Ok(found)
 }
 
-fn plug_of(note: &Attachment, local: &LocalNetwork, sandbox: NetNs) -> Plug {
+fn plug_of(
+    note: &Attachment,
+    network: &NetworkRecord,
+    local: &LocalNetwork,
+    sandbox: NetNs,
+) -> Plug {
+    let subnets = if local.is_routed() { network.subnets.clone() } else { Vec::new() };
     Plug {
+        subnets,
         endpoint: note.endpoint.clone(),
         sandbox,
         ifname: note.ifname.clone(),
@@ -541,14 +554,26 @@ fn open_sandbox(reference: &str) -> Result<NetNs, Error> {
 }
 
 fn gateways(request: &Attach, network: &NetworkRecord) -> Vec<IpAddr> {
-    if request.default_route { network.gateways.clone() } else { Vec::new() }
+    match (request.default_route, network.mode.is_routed()) {
+        (false, _) => Vec::new(),
+        (true, false) => network.gateways.clone(),
+        (true, true) => [routed::GATEWAY_V4.into(), routed::GATEWAY_V6.into()]
+            .into_iter()
+            .filter(|gateway: &IpAddr| {
+                let same = |subnet: &IpNet| subnet.addr().is_ipv6() == gateway.is_ipv6();
+                network.subnets.iter().any(same)
+            })
+            .collect(),
+    }
 }
 
 fn with_prefixes(ips: &[IpAddr], network: &NetworkRecord) -> Vec<IpNet> {
     ips.iter()
         .map(|ip| {
             let full = if ip.is_ipv4() { 32 } else { 128 };
-            let len = network.subnet_of(*ip).map_or(full, |subnet| subnet.prefix_len());
+            // In a routed network nobody else is on the sandbox's link.
+            let subnet = network.subnet_of(*ip).filter(|_| !network.mode.is_routed());
+            let len = subnet.map_or(full, |subnet| subnet.prefix_len());
             IpNet::new(*ip, len).unwrap_or_else(|_| IpNet::from(*ip))
         })
         .collect()

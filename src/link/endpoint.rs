@@ -1,4 +1,5 @@
-//! The attachment of a sandbox: a veth pair between it and the network's bridge.
+//! The attachment of a sandbox: a veth pair between it and the network's bridge, or the router of a
+//! network that is routed ([`ports`]).
 //!
 //! [`plug`] makes the pair with both ends down and everything set, [`up`] lets frames flow. Between
 //! the two come the rules of [`super::source_check`] and the change of the cluster's tables, so that
@@ -8,6 +9,8 @@
 //! `IFA_F_NODAD`, and so is the link-local address, which the kernel would otherwise make by itself
 //! and probe for a second. The kernel's own mode stays EUI-64, which gives the same address: should
 //! the sandbox set its interface down and up, the kernel makes it again (with detection).
+
+mod ports;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -20,6 +23,7 @@ use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
+use super::routed::GATEWAY_MAC;
 use super::view::{FdbKind, Kind, Link, PortView};
 use super::{Error, NetNs, Netlink, NetworkNs, Owner, names, run_in, sysctl};
 
@@ -48,6 +52,8 @@ pub struct Plug {
     pub gateways: Vec<IpAddr>,
     /// Same-host frames go through the switch and not from port to port (`local = switch`).
     pub isolated: bool,
+    /// Of a routed network: the prefixes that the sandbox reaches through the router.
+    pub subnets: Vec<IpNet>,
 }
 
 impl Plug {
@@ -117,7 +123,10 @@ pub async fn plug(network: &NetworkNs, owner: &Owner, plug: &Plug) -> Result<Plu
     check_free(&sandbox, plug).await?;
     let mtu = LinkAttribute::Mtu(plug.mtu);
     let address = LinkAttribute::Address(plug.mac.0.to_vec());
-    let near = vec![mtu.clone(), LinkAttribute::Controller(network.bridge())];
+    let near = match network.bridge() {
+        Some(bridge) => vec![mtu.clone(), LinkAttribute::Controller(bridge)],
+        None => vec![mtu.clone(), LinkAttribute::Address(GATEWAY_MAC.0.to_vec())],
+    };
     let far = vec![mtu, address];
     let netlink = network.netlink();
     netlink.create_veth(&port, near, &plug.ifname, &plug.sandbox, far).await.map_err(|error| {
@@ -134,7 +143,9 @@ pub async fn plug(network: &NetworkNs, owner: &Owner, plug: &Plug) -> Result<Plu
         let made = look_up(netlink, &port).await?;
         let inner = look_up(&sandbox, &plug.ifname).await?;
         settle(network, owner, plug, &sandbox, &made, &inner).await?;
-        netlink.fdb_replace(&made, plug.mac).await?;
+        if !network.is_routed() {
+            netlink.fdb_replace(&made, plug.mac).await?;
+        }
         Ok(Plugged { plug: plug.clone(), port: made, inner })
     };
     match settled.await {
@@ -175,6 +186,9 @@ pub async fn adopt(
         return Ok(None);
     };
     settle(network, owner, plug, &sandbox, &port, &inner).await?;
+    if network.is_routed() {
+        return Ok(Some(Plugged { plug: plug.clone(), port, inner }));
+    }
     let mut present = false;
     for entry in netlink.fdb().await? {
         if entry.port != port.index || entry.bridge.is_none() || entry.kind == FdbKind::Local {
@@ -226,7 +240,11 @@ async fn settle(
     inner: &Link,
 ) -> Result<(), Error> {
     let alias = owner.alias(&plug.endpoint);
-    network.settle_port(port, PortView::endpoint(plug.isolated), plug.mtu, &alias).await?;
+    if network.is_routed() {
+        ports::settle(network, port, plug, &alias).await?;
+    } else {
+        network.settle_port(port, PortView::endpoint(plug.isolated), plug.mtu, &alias).await?;
+    }
     let ipv6 = run_in(&plug.sandbox, || settle_ipv6(&inner.name, plug.has_ipv6()))??;
     let mut changes = Vec::new();
     if inner.alias != alias {
@@ -287,6 +305,9 @@ pub async fn up(network: &NetworkNs, plugged: &Plugged) -> Result<(), Error> {
     let sandbox = Netlink::open(&plug.sandbox)?;
     sandbox.set(&plugged.inner, Vec::new(), Some(true)).await?;
     network.netlink().set(&plugged.port, Vec::new(), Some(true)).await?;
+    if network.is_routed() {
+        ports::route(network, &sandbox, plugged).await?;
+    }
     for gateway in &plug.gateways {
         default_route(&sandbox, plugged, *gateway).await?;
     }
@@ -315,7 +336,11 @@ async fn wait_forwarding(
         let state = match (&port, &inner) {
             (None, _) | (_, None) => "gone",
             (Some(port), Some(inner)) if !port.operational || !inner.operational => "no carrier",
-            (Some(port), _) if !port.port.is_some_and(|port| port.forwarding) => "blocked",
+            (Some(port), _)
+                if !network.is_routed() && !port.port.is_some_and(|port| port.forwarding) =>
+            {
+                "blocked"
+            }
             (Some(_), Some(inner)) => {
                 let groups = groups.iter().map(String::as_str);
                 if run_in(&plugged.plug.sandbox, || has_joined(inner.index, groups))? {
@@ -355,11 +380,26 @@ fn has_joined<'a>(index: u32, mut groups: impl Iterator<Item = &'a str>) -> bool
 }
 
 async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) -> Result<(), Error> {
-    let (family, destination) = match gateway {
-        IpAddr::V4(_) => (AddressFamily::Inet, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        IpAddr::V6(_) => (AddressFamily::Inet6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    let any = match gateway {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let text = format!("{destination}/0 via {gateway}");
+    route_via(sandbox, plugged, any, 0, gateway).await
+}
+
+/// Adds a route to the sandbox; one that is there already is no error.
+async fn route_via(
+    sandbox: &Netlink,
+    plugged: &Plugged,
+    destination: IpAddr,
+    length: u8,
+    gateway: IpAddr,
+) -> Result<(), Error> {
+    let family = match gateway {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let text = format!("{destination}/{length} via {gateway}");
     let on_subnet = plugged.plug.addresses.iter().any(|address| address.contains(&gateway));
     let mut message = RouteMessage::default();
     message.header.address_family = family;
@@ -367,6 +407,10 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = length;
+    if length > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
+    }
     if !on_subnet {
         // A gateway outside of the subnet, as with /32 addresses, is reached on the link.
         message.header.flags = RouteFlags::Onlink;
@@ -377,14 +421,16 @@ async fn default_route(sandbox: &Netlink, plugged: &Plugged, gateway: IpAddr) ->
     match sandbox.route_add(message, &text).await {
         Err(error) if error.errno() == Some(libc::EEXIST) => {
             let same = |route: &RouteMessage| {
-                route.header.destination_prefix_length == 0
+                let to = route.attributes.contains(&RouteAttribute::Destination(destination.into()));
+                route.header.destination_prefix_length == length
+                    && (length == 0 || to)
                     && wanted.iter().all(|attribute| route.attributes.contains(attribute))
             };
             if sandbox.routes(family).await?.iter().any(same) {
                 return Ok(());
             }
             Err(Error::RouteExists {
-                destination: format!("{destination}/0"),
+                destination: format!("{destination}/{length}"),
                 sandbox: plugged.plug.sandbox.label().into(),
             })
         }
@@ -482,6 +528,17 @@ async fn inner(sandbox: &Netlink, owner: &Owner, endpoint: &str) -> Result<Optio
 /// # Errors
 /// `Netlink`, `Timeout`.
 pub async fn find(network: &NetworkNs, owner: &Owner) -> Result<Vec<Found>, Error> {
+    if network.is_routed() {
+        let links = network.netlink().links().await?;
+        let ports = links.into_iter().filter(|link| network.is_port(link));
+        let found = ports.map(|port| Found {
+            endpoint: owner.endpoint(&port.alias).map(str::to_owned),
+            macs: Vec::new(),
+            has_peer: port.peer.is_some_and(|index| index != 0),
+            port,
+        });
+        return Ok(found.collect());
+    }
     let state = network.inspect().await?;
     let found = state.ports.into_iter().filter(|port| port.kind == Kind::Veth).map(|port| Found {
         endpoint: owner.endpoint(&port.alias).map(str::to_owned),

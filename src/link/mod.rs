@@ -24,6 +24,9 @@
 //! endpoint's MAC (`locked`, with one static entry) and gets no unknown unicast; what it says in
 //! IP, ARP and ND is checked by rules of ours ([`source_check`]).
 //!
+//! A network of packets ([`routed`]) has no bridge: the kernel routes in its namespace, between the
+//! sandboxes of this host and the switch's TUN.
+//!
 //! A network with a gateway has a [`router`] in its namespace. One that reaches beyond has an
 //! [`uplink`] from there to the host's namespace, where [`firewall`] says what may pass and
 //! [`permission`] asks the rules of others to let it.
@@ -50,6 +53,7 @@ pub mod netns;
 pub mod network;
 mod nft;
 pub mod permission;
+pub mod routed;
 pub mod router;
 mod routing;
 pub mod source_check;

@@ -18,6 +18,10 @@ use super::Error;
 pub const BRIDGE: &str = "br0";
 /// The switch's TAP there.
 pub const TAP: &str = "tap0";
+/// The switch's TUN, in the namespace of a network that is routed.
+pub const TUN: &str = "tun0";
+/// What the names of endpoints' ports begin with.
+pub const PORT: &str = "ve";
 /// What the names of uplinks of all owners begin with.
 pub const UPLINK: &str = "sky";
 /// Where pins lie unless told otherwise.
@@ -105,7 +109,7 @@ impl Owner {
 
     /// The name of an endpoint's port in the private namespace.
     pub fn port(&self, endpoint: &str) -> String {
-        format!("ve{}", digest(&[self.hash.as_bytes(), endpoint.as_bytes()], 12))
+        format!("{PORT}{}", digest(&[self.hash.as_bytes(), endpoint.as_bytes()], 12))
     }
 
     /// What the names of all uplinks of this owner begin with, and nobody else's here.

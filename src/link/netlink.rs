@@ -17,9 +17,9 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
@@ -320,6 +320,31 @@ impl Netlink {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }
+    }
+
+    // ===== neighbors =====
+
+    /// Makes `mac` the address of `ip` on a link for good, so that nobody is asked for it.
+    pub(super) async fn neighbor_replace(
+        &self,
+        link: &Link,
+        ip: IpAddr,
+        mac: MacAddr,
+    ) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = link.index;
+        message.header.state = NeighbourState::Permanent;
+        let (family, address) = match ip {
+            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+        };
+        message.header.family = family;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(NeighbourAttribute::Destination(address));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let doing = || format!("add neighbor {ip} of {} in {}", link.name, self.namespace.label());
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewNeighbour(message), flags, &doing).await
     }
 
     // ===== addresses and routes =====

@@ -1,4 +1,5 @@
-//! The private namespace of a network: its bridge and the switch's TAP as a port of it.
+//! The private namespace of a network: its bridge and the switch's TAP as a port of it. That of a
+//! network which is routed has neither and is made by [`super::routed`].
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use netlink_packet_route::link::{
     LinkInfo,
 };
 
-use super::names::{BRIDGE, TAP};
+use super::names::{BRIDGE, PORT, TAP, TUN};
 use super::view::{BridgeView, FdbEntry, Kind, Link, PortView};
 use super::{Error, NetNs, Netlink, Pinned, netns, run_in, sysctl};
 
@@ -51,7 +52,8 @@ pub struct NetworkLink {
 pub struct NetworkNs {
     pin: PathBuf,
     netlink: Netlink,
-    bridge: u32,
+    /// Index of the bridge; `None` where the network is routed.
+    bridge: Option<u32>,
     pinned: Pinned,
 }
 
@@ -107,7 +109,7 @@ async fn settle(
     if !bridge.up {
         netlink.set(&bridge, Vec::new(), Some(true)).await?;
     }
-    Ok(NetworkNs { pin: wanted.pin.clone(), netlink, bridge: bridge.index, pinned })
+    Ok(NetworkNs { pin: wanted.pin.clone(), netlink, bridge: Some(bridge.index), pinned })
 }
 
 /// The bridge with the settings wanted; it may be down.
@@ -157,7 +159,7 @@ fn silence<'a>(namespace: &NetNs, links: impl Iterator<Item = &'a Link>) -> Resu
     run_in(namespace, || names.iter().try_for_each(|name| sysctl::ensure(name, "1").map(drop)))?
 }
 
-fn missing(namespace: &NetNs, link: &str) -> Error {
+pub(super) fn missing(namespace: &NetNs, link: &str) -> Error {
     Error::NoLink { what: namespace.label().into(), link: link.into() }
 }
 
@@ -181,13 +183,26 @@ impl NetworkNs {
     /// Opens a namespace that is there, changing nothing.
     ///
     /// # Errors
-    /// `NamespaceGone`, `NoLink` when it has no bridge, `Netlink`, `Timeout`.
+    /// `NamespaceGone`, `NoLink` when it has neither bridge nor TUN, `Netlink`, `Timeout`.
     pub async fn open(pin: &Path) -> Result<Self, Error> {
         let namespace = NetNs::open_pin(pin)?;
         let netlink = Netlink::open(&namespace)?;
         let bridge = netlink.link(BRIDGE).await?.filter(|link| link.kind == Kind::Bridge);
-        let bridge = bridge.ok_or_else(|| missing(&namespace, BRIDGE))?.index;
+        let bridge = bridge.map(|link| link.index);
+        if bridge.is_none() && netlink.link(TUN).await?.is_none() {
+            return Err(missing(&namespace, BRIDGE));
+        }
         Ok(Self { pin: pin.into(), netlink, bridge, pinned: Pinned::Adopted })
+    }
+
+    /// A namespace without a bridge.
+    pub(super) fn routed(pin: PathBuf, netlink: Netlink, pinned: Pinned) -> Self {
+        Self { pin, netlink, bridge: None, pinned }
+    }
+
+    /// Whether the network is routed.
+    pub fn is_routed(&self) -> bool {
+        self.bridge.is_none()
     }
 
     /// The namespace, to open the TAP's queues in.
@@ -205,9 +220,14 @@ impl NetworkNs {
         self.pinned
     }
 
-    /// Index of the bridge.
-    pub fn bridge(&self) -> u32 {
+    /// Index of the bridge; `None` where the network is routed.
+    pub fn bridge(&self) -> Option<u32> {
         self.bridge
+    }
+
+    /// Index of the bridge that a port is to be of.
+    pub(super) fn needed_bridge(&self) -> Result<u32, Error> {
+        self.bridge.ok_or_else(|| missing(self.namespace(), BRIDGE))
     }
 
     /// The connection.
@@ -250,10 +270,11 @@ impl NetworkNs {
         mtu: u32,
         alias: &str,
     ) -> Result<(), Error> {
-        let joins = link.master != Some(self.bridge);
+        let bridge = self.needed_bridge()?;
+        let joins = link.master != Some(bridge);
         if joins {
             // A port's settings can be written only once it is one.
-            self.netlink.set(link, vec![LinkAttribute::Controller(self.bridge)], None).await?;
+            self.netlink.set(link, vec![LinkAttribute::Controller(bridge)], None).await?;
         }
         let mut changes = Vec::new();
         if joins || !link.port.is_some_and(|port| port.same_settings(wanted)) {
@@ -271,7 +292,7 @@ impl NetworkNs {
         self.netlink.set(link, changes, None).await
     }
 
-    /// Gives the bridge and all its ports another MTU. The sandboxes' ends have their own:
+    /// Gives the bridge and all its ports another MTU, or the TUN and all that is routed to it. The sandboxes' ends have their own:
     /// [`super::endpoint::set_mtu`]; lower those first, raise those last.
     ///
     /// # Errors
@@ -279,7 +300,10 @@ impl NetworkNs {
     pub async fn set_mtu(&self, mtu: u32) -> Result<(), Error> {
         let mut result = Ok(());
         for link in self.netlink.links().await? {
-            let ours = link.index == self.bridge || link.master == Some(self.bridge);
+            let ours = match self.bridge {
+                Some(bridge) => link.index == bridge || link.master == Some(bridge),
+                None => link.name == TUN || self.is_port(&link),
+            };
             if ours && link.mtu != mtu {
                 let set = self.netlink.set(&link, vec![LinkAttribute::Mtu(mtu)], None).await;
                 result = result.and(set);
@@ -288,21 +312,27 @@ impl NetworkNs {
         result
     }
 
+    /// Whether a link is the port of an endpoint, where the network is routed.
+    pub(super) fn is_port(&self, link: &Link) -> bool {
+        link.kind == Kind::Veth && link.name.starts_with(PORT)
+    }
+
     /// Reads everything that is there.
     ///
     /// # Errors
     /// `NoLink` without a bridge; `Netlink`, `Timeout`.
     pub async fn inspect(&self) -> Result<NetworkState, Error> {
         let links = self.netlink.links().await?;
-        let bridge = links.iter().find(|link| link.index == self.bridge).cloned();
+        let index = self.needed_bridge()?;
+        let bridge = links.iter().find(|link| link.index == index).cloned();
         let bridge = bridge.ok_or_else(|| missing(self.namespace(), BRIDGE))?;
         let (mut taps, mut ports) = links
             .into_iter()
-            .filter(|link| link.master == Some(self.bridge))
+            .filter(|link| link.master == Some(index))
             .partition::<Vec<_>, _>(|link| link.kind == Kind::Tun && link.name == TAP);
         ports.sort_by_key(|link| link.index);
         let mut fdb = self.netlink.fdb().await?;
-        fdb.retain(|entry| entry.bridge == Some(self.bridge));
+        fdb.retain(|entry| entry.bridge == Some(index));
         Ok(NetworkState { bridge, tap: taps.pop(), ports, fdb })
     }
 }

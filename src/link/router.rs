@@ -243,7 +243,7 @@ async fn devices(network: &NetworkNs, wanted: &Router) -> Result<(Link, Link), E
         netlink.delete(&link).await?;
     }
     let mtu = LinkAttribute::Mtu(wanted.mtu);
-    let near = vec![mtu.clone(), LinkAttribute::Controller(network.bridge())];
+    let near = vec![mtu.clone(), LinkAttribute::Controller(network.needed_bridge()?)];
     let far = vec![mtu, LinkAttribute::Address(wanted.gateway_mac.0.to_vec())];
     netlink.create_veth(GATEWAY_PORT, near, GATEWAY, network.namespace(), far).await?;
     Ok((look_up(network, GATEWAY).await?, look_up(network, GATEWAY_PORT).await?))

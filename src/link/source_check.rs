@@ -14,6 +14,8 @@
 //! group frame that the switch gives back reaches every port of the bridge, so a rule at the way out
 //! holds it back from the port whose own MAC it carries.
 //!
+//! Where a network is routed there is no bridge, and the same checks are at the ingress of each port.
+//!
 //! A new set of ports replaces the old one in one transaction: there is no moment without rules.
 //! Counters of ports that stay go on. Only a table that cannot be changed into the one wanted (of
 //! another layout, or tampered with) is replaced, and counts from zero.
@@ -46,8 +48,17 @@ pub enum Carrier {
     Bridge,
     /// The bridge, and the switch is about to: its copies already spare their sender.
     Both,
+    /// The kernel's routes: there is no bridge, and what passes the checks is routed.
+    Router,
     /// The switch: all that passes the checks goes to its TAP, and the bridge never sees it.
     Switch,
+}
+
+impl Carrier {
+    /// Whether the checks are made before the bridge, or where there is none.
+    fn is_at_ingress(self) -> bool {
+        matches!(self, Self::Router | Self::Switch)
+    }
 }
 
 /// A port and what may come from it.

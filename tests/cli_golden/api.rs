@@ -107,6 +107,7 @@ fn every_operation_goes_there_and_back() {
         assert_eq!(client.endpoints(Some("blue")).await.unwrap(), samples::endpoints());
         assert_eq!(client.fdb(None).await.unwrap(), samples::fdb());
         assert_eq!(client.neighbors(Some("blue")).await.unwrap(), samples::neighbors());
+        assert_eq!(client.routes(Some("blue")).await.unwrap(), samples::routes());
         assert_eq!(client.drops().await.unwrap(), samples::drops());
         let wanted = CollectGarbage { apply: true, host: Some("h3".to_owned()) };
         assert_eq!(client.collect_garbage(&wanted).await.unwrap(), samples::garbage(true));

@@ -112,6 +112,10 @@ impl Api for Fake {
         blue(network.as_deref().unwrap_or("blue"), samples::neighbors())
     }
 
+    async fn routes(&self, network: Option<String>) -> Answer<Vec<RouteEntry>> {
+        blue(network.as_deref().unwrap_or("blue"), samples::routes())
+    }
+
     async fn drops(&self) -> Answer<Vec<Drops>> {
         Ok(samples::drops())
     }

@@ -28,6 +28,7 @@ fn listings_look_as_they_did() {
         ("garbage_removed", render::garbage(&samples::garbage(true), PLAIN)),
         ("fdb", render::fdb(&samples::fdb(), PLAIN)),
         ("neighbors", render::neighbors(&samples::neighbors(), PLAIN)),
+        ("routes", render::routes(&samples::routes(), PLAIN)),
         ("drops", render::drops(&samples::drops(), false, PLAIN)),
         ("drops_all", render::drops(&samples::drops(), true, PLAIN)),
         ("stats", render::stats(&samples::stats(), false, false, PLAIN)),
@@ -54,6 +55,7 @@ fn empty_listings_say_what_to_do() {
         render::garbage(&[], PLAIN),
         render::fdb(&[], PLAIN),
         render::neighbors(&[], PLAIN),
+        render::routes(&[], PLAIN),
         render::drops(&[], false, PLAIN),
         render::detached(&[], PLAIN),
     ];
@@ -105,6 +107,7 @@ fn json_has_the_names_it_had() {
     json("endpoints", &samples::endpoints());
     json("fdb", &samples::fdb());
     json("neighbors", &samples::neighbors());
+    json("routes", &samples::routes());
     json("drops", &samples::drops());
     json("stats", &samples::stats());
     json("store", &samples::store_access());

@@ -24,8 +24,8 @@ pub(crate) fn networks() -> Vec<Network> {
             id: "9c41d7e02b6a".to_owned(),
             name: "green".to_owned(),
             mode: "vxlan".to_owned(),
-            vni: 5001,
-            udp_port: 8472,
+            vni: Some(5001),
+            udp_port: Some(8472),
             subnets: vec!["203.0.113.0/24".parse().unwrap()],
             mtu: 8950,
             reaches: Vec::new(),
@@ -34,11 +34,24 @@ pub(crate) fn networks() -> Vec<Network> {
             state: NetworkState::Absent,
         },
         Network {
+            id: "e07b3c5a9d18".to_owned(),
+            name: "red".to_owned(),
+            mode: "ipip".to_owned(),
+            vni: None,
+            udp_port: None,
+            subnets: vec!["203.0.113.0/24".parse().unwrap()],
+            mtu: 1480,
+            reaches: Vec::new(),
+            endpoints: 2,
+            hosts: 1,
+            state: NetworkState::Absent,
+        },
+        Network {
             id: "51f0a3b87e2c".to_owned(),
             name: "blue".to_owned(),
             mode: "vxlan".to_owned(),
-            vni: 4097,
-            udp_port: 4789,
+            vni: Some(4097),
+            udp_port: Some(4789),
             subnets: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:51::/64".parse().unwrap()],
             mtu: 1450,
             reaches: vec!["world".to_owned(), "host".to_owned()],
@@ -51,7 +64,7 @@ pub(crate) fn networks() -> Vec<Network> {
 
 pub(crate) fn network() -> NetworkDetail {
     NetworkDetail {
-        network: networks().remove(1),
+        network: networks().remove(2),
         mtu_requested: None,
         gateways: vec![ip("198.51.100.1"), ip("2001:db8:51::1")],
         gateway_mac: Some("02:42:c6:33:64:01".parse().unwrap()),
@@ -66,7 +79,7 @@ pub(crate) fn network() -> NetworkDetail {
         revision: Some(812),
         local: Some(LocalNetwork {
             namespace: "/run/skybridge/ns/51f0a3b87e2c".into(),
-            bridge: "br0".to_owned(),
+            bridge: Some("br0".to_owned()),
             port: "tap0".to_owned(),
             queues: 2,
             endpoints: 2,
@@ -158,7 +171,7 @@ pub(crate) fn namespace() -> Namespace {
     Namespace {
         network: "blue".to_owned(),
         path: "/run/skybridge/ns/51f0a3b87e2c".into(),
-        bridge: "br0".to_owned(),
+        bridge: Some("br0".to_owned()),
         port: "tap0".to_owned(),
     }
 }
@@ -326,6 +339,34 @@ pub(crate) fn neighbors() -> Vec<NeighborEntry> {
             age_ms: entry.age_ms,
         })
         .collect()
+}
+
+pub(crate) fn routes() -> Vec<RouteEntry> {
+    let entry = RouteEntry {
+        network: "red".to_owned(),
+        prefix: "198.51.100.0/29".parse().unwrap(),
+        place: PlaceKind::Local,
+        vtep: None,
+        host: Some("h1".to_owned()),
+        source: SourceKind::Store,
+        revision: Some(804),
+        age_ms: Some(61_000),
+    };
+    let far = RouteEntry {
+        prefix: "198.51.100.8/29".parse().unwrap(),
+        place: PlaceKind::Vtep,
+        vtep: Some(ip("192.0.2.2")),
+        host: Some("h2".to_owned()),
+        revision: Some(806),
+        ..entry.clone()
+    };
+    let moved = RouteEntry {
+        prefix: "198.51.100.3/32".parse().unwrap(),
+        revision: Some(911),
+        age_ms: Some(800),
+        ..far.clone()
+    };
+    vec![far, moved, entry]
 }
 
 pub(crate) fn drops() -> Vec<Drops> {

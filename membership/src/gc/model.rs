@@ -133,7 +133,7 @@ impl Model {
             Key::Vni(vni) => {
                 self.vnis.insert(*vni, item(&key, entry));
             }
-            Key::VtepClaim(_) => {}
+            Key::Guard(_) | Key::VtepClaim(_) => {}
         }
     }
 

@@ -7,13 +7,15 @@ use ipnet::IpNet;
 use super::{EXCLUDE_MAX, Error, MTU_MIN_V4, MTU_MIN_V6, SUBNETS_MAX};
 use crate::gateway;
 use crate::ipam::plan;
-use crate::record::{NetworkRecord, StaticVtep};
+use crate::record::{Encapsulate, Mode, NetworkRecord, StaticVtep};
 
 /// Checks everything of a network that can be checked without the store.
 ///
 /// # Errors
 ///
-/// [`Error::Subnet`], [`Error::Gateway`], [`Error::NoGateway`], [`Error::Exclude`], [`Error::Mtu`], [`Error::VniZero`] or [`Error::Vtep`].
+/// [`Error::Subnet`], [`Error::Gateway`], [`Error::NoGateway`], [`Error::Exclude`], [`Error::Mtu`],
+/// [`Error::ModeOption`], [`Error::UdpPort`], [`Error::Unserved`], [`Error::VniZero`] or
+/// [`Error::Vtep`].
 pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     if record.vni.get() == 0 {
         return Err(Error::VniZero(record.vni));
@@ -21,7 +23,8 @@ pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     check_subnets(&record.subnets)?;
     check_gateways(record)?;
     check_exclude(record)?;
-    check_routed(record)?;
+    check_way_out(record)?;
+    check_mode(record)?;
     if let Some(mtu) = record.mtu {
         let has_v6 = record.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
         let (family, least) = if has_v6 { ("IPv6", MTU_MIN_V6) } else { ("IPv4", MTU_MIN_V4) };
@@ -79,8 +82,70 @@ fn check_gateways(record: &NetworkRecord) -> Result<(), Error> {
     Ok(())
 }
 
-/// What leaves a network leaves it through its gateway.
-fn check_routed(record: &NetworkRecord) -> Result<(), Error> {
+/// Options that belong to the other kind of network.
+fn check_mode(record: &NetworkRecord) -> Result<(), Error> {
+    let (mode, options) = (record.mode, &record.options);
+    let routed = mode.is_routed();
+    let no_frames = "it carries packets by routes, and neither MACs nor frames to all";
+    let of_frames = [
+        (options.broadcast.is_some(), "broadcast", no_frames),
+        (options.compat.is_some(), "compat", "only vxlan has foreign data paths to behave like"),
+        (options.flood_rate.is_some(), "flood_rate", no_frames),
+        (options.flood_unknown.is_some(), "flood_unknown", no_frames),
+        (options.learning.is_some(), "learning", "who has an address comes from the store alone"),
+        (options.local.is_some(), "local", "the kernel routes between the sandboxes of a host"),
+        (options.multicast.is_some(), "multicast", no_frames),
+        (
+            options.source_check.is_some(),
+            "source_check",
+            "the sources of its packets are always checked",
+        ),
+    ];
+    let of_packets = [
+        (options.encapsulate.is_some(), "encapsulate", "its frames always are encapsulated"),
+        (options.mss_clamp.is_some(), "mss_clamp", "nothing routes its packets"),
+    ];
+    let wrong = if routed { of_frames.as_slice() } else { of_packets.as_slice() };
+    if let Some((_, option, cause)) = wrong.iter().find(|(given, ..)| *given) {
+        return Err(Error::ModeOption { option, mode, cause });
+    }
+    if routed && let Some(vtep) = record.static_vteps.first() {
+        let cause = format!("a network of mode {mode} has no VTEPs outside of the store");
+        return Err(Error::Vtep { address: vtep.address, cause });
+    }
+    if routed && record.subnets.is_empty() {
+        let (option, cause) = ("no subnet", "its hosts have routes to subnets");
+        return Err(Error::ModeOption { option, mode, cause });
+    }
+    if let Some(port) = record.udp_port {
+        if mode == Mode::IpIp {
+            let cause = "its packets are carried without UDP";
+            return Err(Error::ModeOption { option: "udp_port", mode, cause });
+        }
+        if mode == Mode::IpUdp && !(1..u16::MAX).contains(&port) {
+            return Err(Error::UdpPort { port, cause: "there are no such two ports".to_owned() });
+        }
+    }
+    check_encapsulate(options.encapsulate)
+}
+
+/// What a network may say of when its packets are encapsulated.
+fn check_encapsulate(wanted: Option<Encapsulate>) -> Result<(), Error> {
+    match wanted.unwrap_or_default() {
+        Encapsulate::Always => Ok(()),
+        other @ (Encapsulate::Auto | Encapsulate::CrossSubnet) => Err(Error::Unserved {
+            option: "encapsulate",
+            value: other.as_str(),
+            instead: "encapsulate=always",
+        }),
+    }
+}
+
+/// What leaves a vxlan network leaves it through its gateway; a routed one is led out without.
+fn check_way_out(record: &NetworkRecord) -> Result<(), Error> {
+    if record.mode.is_routed() {
+        return Ok(());
+    }
     let asked = [
         (gateway::masquerades(record), "nat_outgoing"),
         (gateway::reaches_hosts(record), "host_access"),
@@ -125,6 +190,44 @@ mod tests {
     use super::*;
     use crate::key::{NetworkId, NetworkName};
     use crate::network::NetworkSpec;
+
+    fn mode(mode: Mode, options: &[(&str, &str)]) -> Result<(), String> {
+        let subnets = vec!["192.0.2.0/24".parse().unwrap()];
+        let mut spec = NetworkSpec::new(NetworkName::new("web").unwrap(), subnets);
+        spec.mode = mode;
+        for (name, value) in options {
+            spec.options.set(name, value).map_err(|error| error.to_string())?;
+        }
+        let record = spec.record(NetworkId::random(), encap::Vni::new(7).unwrap());
+        check(&record).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_belong_to_modes() {
+        for (routed, options) in [
+            (false, &[("learning", "true")][..]),
+            (false, &[("flood_rate", "5"), ("local", "kernel")]),
+            (false, &[("compat", "swarm")]),
+            (false, &[("source_check", "strict")]),
+            (true, &[("mss_clamp", "true")]),
+            (true, &[("encapsulate", "always")]),
+        ] {
+            for of in [Mode::IpIp, Mode::IpUdp, Mode::Vxlan] {
+                let found = mode(of, options);
+                assert_eq!(found.is_ok(), routed == of.is_routed(), "{of} {options:?}: {found:?}");
+                if let Err(text) = found {
+                    assert!(text.contains("cannot be used in a network of mode"), "{text}");
+                }
+            }
+        }
+        for value in ["auto", "cross-subnet"] {
+            let error = mode(Mode::IpIp, &[("encapsulate", value)]).unwrap_err();
+            assert!(error.contains("write encapsulate=always"), "{error}");
+        }
+        assert_eq!(mode(Mode::IpUdp, &[("nat_outgoing", "true"), ("host_access", "on")]), Ok(()));
+        let error = mode(Mode::IpUdp, &[("udp_port", "7")]).unwrap_err();
+        assert!(error.contains("cannot be changed"), "{error}");
+    }
 
     fn checked(subnets: &[&str], gateways: &[&str]) -> Result<(), String> {
         let subnets = subnets.iter().map(|text| text.parse().unwrap()).collect();

@@ -22,10 +22,13 @@
 //!   claims, and after a hold-down ([`Defaults::hold_down`]) it leaves the flood lists, unless its
 //!   VTEP was heard meanwhile ([`Reconciler::heard`]). When many hosts expire together it is the
 //!   store or the network that failed: then none leaves ([`Reconciler::frozen`]).
+//! * **Routed networks** have routes in the place of MACs and neighbors: the blocks of hosts, and
+//!   single addresses where somebody else has them ([`routes`]).
 //! * **MTU.** A network's inner MTU is the least underlay MTU of the hosts that are not away, minus
 //!   the overhead, and at most what its record asks for.
 
 mod network;
+mod routes;
 mod suspect;
 mod vteps;
 
@@ -38,7 +41,9 @@ use serde::Serialize;
 
 use crate::gateway;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::{Compat, Local, NetworkOptions, NetworkRecord, VtepRecord};
+use crate::record::{
+    Compat, Encapsulate, Local, Mode, NetworkOptions, NetworkRecord, VtepRecord,
+};
 use crate::view::{Change, View};
 use network::Tables;
 use suspect::Suspects;
@@ -145,7 +150,10 @@ impl Reconciler {
                 }
                 self.endpoint_changed(view, network, endpoint, &mut out);
             }
-            Change::Bad(_) | Change::Block(_) | Change::None => {}
+            Change::Block { network, cidr } => {
+                self.block_changed(view, network, *cidr, &mut out);
+            }
+            Change::Bad(_) | Change::None => {}
         }
         out
     }
@@ -273,6 +281,20 @@ impl Reconciler {
         }
     }
 
+    /// The hosts with endpoints in a network that cannot be sent to in its mode: their program is
+    /// older, or was told so.
+    pub fn unable(&self, network: &NetworkId) -> impl Iterator<Item = &HostName> {
+        let tables = self.tables.get(network);
+        let mode = tables.and_then(|tables| tables.routes.as_ref()).map(|routes| routes.mode);
+        let members = tables.into_iter().flat_map(|tables| tables.members());
+        members.filter(move |host| {
+            let carries = |mode| self.vteps.carries(host, mode);
+            **host != self.own
+                && self.vteps.primary(host).is_some()
+                && mode.is_some_and(|mode| !carries(mode))
+        })
+    }
+
     /// The inner MTU of a network in bytes; `None` when its record is not known.
     #[must_use]
     pub fn network_mtu(&self, view: &View, network: &NetworkId) -> Option<u16> {
@@ -307,7 +329,7 @@ impl Reconciler {
         let options = &record.options;
         let swarm = options.compat == Some(Compat::Swarm);
         let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
-        let broadcast = options.broadcast.unwrap_or(!swarm);
+        let broadcast = options.broadcast.unwrap_or(!swarm && !record.mode.is_routed());
         fdb::Network {
             vni: record.vni,
             udp_port: record.udp_port.unwrap_or(self.defaults.udp_port),
@@ -323,8 +345,8 @@ impl Reconciler {
             source_check: options.source_check.map_or(SourceCheck::Mac, Into::into),
             df: !swarm,
             switch_local: options.local == Some(Local::Switch),
-            gateway: gateway::of_tables(record),
-            routed: None,
+            gateway: gateway::of_tables(record).filter(|_| !record.mode.is_routed()),
+            routed: routed(record),
         }
     }
 
@@ -337,7 +359,7 @@ impl Reconciler {
             return;
         }
         let state = view.host(host);
-        let before = self.vteps.primary(host);
+        let before = self.vteps.standing(host);
         let was_suspect = self.suspects.contains(host);
         match state {
             None => self.suspects.forget(host),
@@ -349,7 +371,7 @@ impl Reconciler {
         // Entries move away from slots before these are freed, and come to them after they are put.
         let freed =
             self.vteps.put_host(host, record.map(AsRef::as_ref), suspect, &self.defaults, out);
-        if before != self.vteps.primary(host) || was_suspect != suspect {
+        if before != self.vteps.standing(host) || was_suspect != suspect {
             self.refresh_host(host, out);
         }
         self.refresh_params(view, out);
@@ -377,8 +399,9 @@ impl Reconciler {
             (Some(item), false) => {
                 let record = item.record.clone();
                 let key = NetworkKey(self.keys.take(network.clone()));
-                self.tables.insert(network.clone(), Tables::new(key));
+                self.tables.insert(network.clone(), Tables::new(key, &record));
                 self.refresh_network(view, &record, out);
+                self.refresh_blocks(view, network, out);
                 self.refresh_all_claims(view, network, out);
             }
             (None, true) => {
@@ -392,6 +415,29 @@ impl Reconciler {
             _ => {}
         }
     }
+}
+
+/// Whether a network's packets go in UDP where protocol 4 does not get through.
+fn falls_back(record: &NetworkRecord) -> bool {
+    record.mode == Mode::IpIp && record.options.encapsulate == Some(Encapsulate::Auto)
+}
+
+/// What the tables are told of a routed network.
+fn routed(record: &NetworkRecord) -> Option<fdb::Routed> {
+    let carrier = match record.mode {
+        Mode::IpIp => fdb::Carrier::IpIp,
+        Mode::IpUdp => fdb::Carrier::IpUdp,
+        Mode::Vxlan => return None,
+    };
+    let (v4, v6) = crate::network::udp_ports(record);
+    let subnets = record.subnets.iter();
+    let subnets = subnets.filter_map(|net| fdb::Prefix::new(net.network(), net.prefix_len()));
+    Some(fdb::Routed {
+        carrier,
+        fallback: falls_back(record),
+        ports: fdb::UdpPorts { v4, v6 },
+        subnets: subnets.collect(),
+    })
 }
 
 /// What the hosts can carry.
@@ -411,7 +457,13 @@ impl Underlay {
         let told = statics.iter().map(|vtep| vtep.mtu).filter(|mtu| *mtu != 0);
         let mtu = told.chain(self.mtu).min().unwrap_or(UNDERLAY_MTU);
         let ipv6 = self.ipv6 || statics.iter().any(|vtep| vtep.address.is_ipv6());
-        let inner = encap::mtu::inner(record.mode.encapsulation(), ipv6, mtu);
+        // Where UDP may stand in for protocol 4, what is carried fits into either.
+        let encapsulation = if falls_back(record) {
+            Mode::IpUdp.encapsulation()
+        } else {
+            record.mode.encapsulation()
+        };
+        let inner = encap::mtu::inner(encapsulation, ipv6, mtu);
         record.mtu.map_or(inner, |wanted| wanted.min(inner))
     }
 }

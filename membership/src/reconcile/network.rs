@@ -5,10 +5,14 @@ use std::net::IpAddr;
 
 use encap::MacAddr;
 use fdb::{Delta, MacEntry, Neighbor, NetworkKey, Origin, OriginKind, Place, Revision, VtepKey};
+use ipnet::IpNet;
 
+use super::routes::Routes;
+use super::vteps::Vteps;
 use super::{Claim, Conflict, Reconciler};
+use crate::ipam::plan;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::{EndpointRecord, NetworkRecord, StaticVtep};
+use crate::record::{EndpointRecord, Mode, NetworkRecord, StaticVtep};
 use crate::view::View;
 
 /// What the tables of one network hold, as far as it came from here.
@@ -34,6 +38,8 @@ pub(super) struct Tables {
     /// Whether a host has joined or left since the flood list was made.
     members_changed: bool,
     winners: HashMap<Claim, EndpointId>,
+    /// Of a routed network: what it has in the place of MACs and neighbors.
+    pub(super) routes: Option<Routes>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -51,9 +57,11 @@ impl Claimant {
 }
 
 impl Tables {
-    pub(super) fn new(key: NetworkKey) -> Self {
+    pub(super) fn new(key: NetworkKey, record: &NetworkRecord) -> Self {
+        let routed = record.mode.is_routed();
         Self {
             key,
+            routes: routed.then(|| Routes::new(record.mode, record.subnets.clone())),
             params: None,
             endpoints: HashMap::new(),
             claims: HashMap::new(),
@@ -121,6 +129,26 @@ impl Tables {
         // MACs after addresses would do as well, but the order must not depend on chance.
         touched.sort_unstable();
         touched
+    }
+
+    /// The hosts with endpoints here.
+    pub(super) fn members(&self) -> impl Iterator<Item = &HostName> {
+        self.members.keys()
+    }
+
+    /// All claims of addresses.
+    fn addresses(&self) -> Vec<Claim> {
+        let ips = self.claims.keys().filter(|claim| matches!(claim, Claim::Ip(_)));
+        let mut ips: Vec<Claim> = ips.copied().collect();
+        ips.sort_unstable();
+        ips
+    }
+
+    /// The claims of addresses in a block.
+    pub(super) fn addresses_in(&self, block: IpNet) -> Vec<Claim> {
+        let offsets = (0..64).map(|offset| plan::address(block, offset));
+        let inside = offsets.filter(|ip| block.contains(ip)).map(Claim::Ip);
+        inside.filter(|claim| self.claims.contains_key(claim)).collect()
     }
 
     /// The claims of a host's endpoints.
@@ -252,6 +280,11 @@ impl Reconciler {
             .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address)?)))
             .collect();
         tables.put_statics(&vteps, out);
+        let moved = match tables.routes.as_mut() {
+            Some(routes) if routes.set_subnets(&record.subnets) => tables.addresses(),
+            _ => Vec::new(),
+        };
+        self.decide(&record.id, moved, out);
         self.refresh_flood(&record.id, out);
         self.drop_statics(out);
     }
@@ -306,6 +339,10 @@ impl Reconciler {
 
     fn refresh_flood(&mut self, network: &NetworkId, out: &mut Vec<Delta>) {
         let Some(tables) = self.tables.get_mut(network) else { return };
+        if tables.routes.is_some() {
+            tables.members_changed = false;
+            return;
+        }
         let hosts = tables
             .members
             .keys()
@@ -360,6 +397,7 @@ impl Reconciler {
     pub(super) fn refresh_host(&mut self, host: &HostName, out: &mut Vec<Delta>) {
         let ids: Vec<NetworkId> = self.tables.keys().cloned().collect();
         for id in ids {
+            self.refresh_blocks_of(&id, host, out);
             let Some(tables) = self.tables.get(&id) else { continue };
             if !tables.members.contains_key(host) {
                 continue;
@@ -371,23 +409,20 @@ impl Reconciler {
     }
 
     /// Puts the winners of these claims into the tables.
-    fn decide(
+    pub(super) fn decide(
         &mut self,
         network: &NetworkId,
         touched: impl IntoIterator<Item = Claim>,
         out: &mut Vec<Delta>,
     ) {
         let Some(tables) = self.tables.get_mut(network) else { return };
+        let mode = tables.routes.as_ref().map_or(Mode::Vxlan, |routes| routes.mode);
         for claim in touched {
             let claimants = tables.claims.get(&claim);
             // A host without a VTEP that we can reach has no place; it cannot win.
             let placed = claimants.into_iter().flatten().filter_map(|endpoint| {
                 let claimant = tables.endpoints.get(endpoint)?;
-                let place = if claimant.host == self.own {
-                    Place::Local
-                } else {
-                    Place::Vtep(self.vteps.primary(&claimant.host)?)
-                };
+                let place = place_of(&self.own, &self.vteps, &claimant.host, mode)?;
                 let alive = !self.suspects.contains(&claimant.host);
                 Some(((alive, claimant.revision, endpoint), claimant.mac, place))
             });
@@ -404,6 +439,16 @@ impl Reconciler {
                 Some((endpoint, ..)) => tables.winners.insert(claim, endpoint.clone()),
                 None => tables.winners.remove(&claim),
             };
+            if let Some(routes) = tables.routes.as_mut() {
+                if let Claim::Ip(ip) = claim {
+                    let winner = winner.as_ref().and_then(|(endpoint, _, place, revision)| {
+                        let claimant = tables.endpoints.get(endpoint)?;
+                        Some((&claimant.host, *place, *revision))
+                    });
+                    routes.put_address(tables.key, ip, winner, out);
+                }
+                continue;
+            }
             match claim {
                 Claim::Mac(mac) => {
                     let entry = winner.map(|(_, _, place, revision)| (place, revision));
@@ -416,4 +461,19 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// Where what is on a host is, for a network of this mode; `None` where it cannot be sent to.
+pub(super) fn place_of(
+    own: &HostName,
+    vteps: &Vteps,
+    host: &HostName,
+    mode: Mode,
+) -> Option<Place> {
+    if host == own {
+        return Some(Place::Local);
+    }
+    // Hosts that carry no vxlan network do not take part in one.
+    let carries = !mode.is_routed() || vteps.carries(host, mode);
+    vteps.primary(host).filter(|_| carries).map(Place::Vtep)
 }

@@ -7,7 +7,7 @@ use fdb::{Delta, Vtep, VtepKey};
 
 use super::{Defaults, Slots};
 use crate::key::HostName;
-use crate::record::{HostRecord, StaticVtep, VtepRecord};
+use crate::record::{HostRecord, Mode, StaticVtep, VtepRecord};
 
 /// Whose slot it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +32,8 @@ pub(super) struct Vteps {
 struct Hosted {
     keys: Vec<VtepKey>,
     primary: Option<VtepKey>,
+    /// The modes that can be sent to it.
+    modes: Vec<Mode>,
 }
 
 impl Vteps {
@@ -41,6 +43,16 @@ impl Vteps {
 
     pub(super) fn primary(&self, host: &HostName) -> Option<VtepKey> {
         self.hosts.get(host)?.primary
+    }
+
+    /// Whether networks of this mode can be sent to a host.
+    pub(super) fn carries(&self, host: &HostName, mode: Mode) -> bool {
+        self.hosts.get(host).is_some_and(|hosted| hosted.modes.contains(&mode))
+    }
+
+    /// What its entries depend on.
+    pub(super) fn standing(&self, host: &HostName) -> Option<(Option<VtepKey>, Vec<Mode>)> {
+        self.hosts.get(host).map(|hosted| (hosted.primary, hosted.modes.clone()))
     }
 
     pub(super) fn hosts(&self) -> impl Iterator<Item = HostName> {
@@ -88,6 +100,8 @@ impl Vteps {
                 && (defaults.vteps.is_empty() || defaults.vteps.iter().any(ours))
             {
                 hosted.primary = Some(key);
+                let modes = [Mode::IpIp, Mode::IpUdp, Mode::Vxlan].into_iter();
+                hosted.modes = modes.filter(|mode| vtep.carries(*mode)).collect();
             }
         }
         let gone = before.keys.into_iter().filter(|key| !hosted.keys.contains(key)).collect();

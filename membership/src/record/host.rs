@@ -94,7 +94,7 @@ pub(super) const fn yes() -> bool {
 }
 
 impl VtepRecord {
-    /// A VTEP of unknown MTU that carries VXLAN.
+    /// A VTEP of unknown MTU that carries VXLAN; [`Self::all_modes`] is for those that carry all.
     #[must_use]
     pub fn new(advertise: IpAddr, port: u16) -> Self {
         Self {
@@ -106,6 +106,14 @@ impl VtepRecord {
             checksum: true,
             extra: Extra::new(),
         }
+    }
+
+    /// The same VTEP, which carries networks of every mode.
+    #[must_use]
+    pub fn all_modes(mut self) -> Self {
+        let modes = [Mode::Vxlan, Mode::IpIp, Mode::IpUdp];
+        self.encapsulations = modes.iter().map(|mode| mode.as_str().to_owned()).collect();
+        self
     }
 
     /// Whether it can receive networks of this mode.

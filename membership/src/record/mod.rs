@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use host::{AbsentRecord, HostRecord, VtepClaimRecord, VtepRecord};
 pub use ipam::{AddressRecord, Bitmap, BlockRecord, MacRecord, RestRecord};
 pub use network::{
-    Compat, EndpointRecord, Local, Mode, NameRecord, NetworkOptions, NetworkRecord, OptionError,
+    Compat, Encapsulate, EndpointRecord, GuardRecord, Local, Mode, NameRecord, NetworkOptions, NetworkRecord, OptionError,
     SourceCheck, StaticMac, StaticVtep, VniRecord,
 };
 pub use range::{AddressRange, RangeError};
@@ -136,6 +136,8 @@ pub enum Record {
     Block(BlockRecord),
     /// At [`Key::Endpoint`].
     Endpoint(EndpointRecord),
+    /// At [`Key::Guard`].
+    Guard(GuardRecord),
     /// At [`Key::Host`].
     Host(HostRecord),
     /// At [`Key::KnownHost`].
@@ -166,6 +168,7 @@ impl Record {
             Key::Address(..) => Self::Address(Stored::decode(key, bytes)?),
             Key::Block(..) => Self::Block(Stored::decode(key, bytes)?),
             Key::Endpoint(..) => Self::Endpoint(Stored::decode(key, bytes)?),
+            Key::Guard(_) => Self::Guard(Stored::decode(key, bytes)?),
             Key::Host(_) => Self::Host(Stored::decode(key, bytes)?),
             Key::KnownHost(_) => Self::KnownHost(Stored::decode(key, bytes)?),
             Key::Mac(..) => Self::Mac(Stored::decode(key, bytes)?),
@@ -186,6 +189,7 @@ impl Record {
             Self::Address(record) => serde_json::to_value(record),
             Self::Block(record) => serde_json::to_value(record),
             Self::Endpoint(record) => serde_json::to_value(record),
+            Self::Guard(record) => serde_json::to_value(record),
             Self::Host(record) | Self::KnownHost(record) => serde_json::to_value(record),
             Self::Mac(record) => serde_json::to_value(record),
             Self::Name(record) => serde_json::to_value(record),

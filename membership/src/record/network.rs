@@ -38,6 +38,15 @@ impl Mode {
         }
     }
 
+    /// Whether it carries IP packets by routes, and not frames by MACs.
+    #[must_use]
+    pub const fn is_routed(self) -> bool {
+        match self {
+            Self::IpIp | Self::IpUdp => true,
+            Self::Vxlan => false,
+        }
+    }
+
     /// The encapsulation for MTU arithmetic.
     #[must_use]
     pub const fn encapsulation(self) -> Encapsulation {
@@ -58,6 +67,9 @@ impl fmt::Display for Mode {
 /// An option of a network that cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
+    /// An option that is chosen when the network is created.
+    #[error("network option `{0}` cannot be changed: create another network")]
+    Fixed(&'static str),
     /// No mode of this name.
     #[error("mode `{0}` is not known: write vxlan, ipip or ipudp")]
     Mode(String),
@@ -129,6 +141,31 @@ pub enum Local {
     Switch,
 }
 
+/// When packets of a routed network are encapsulated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encapsulate {
+    /// Always.
+    #[default]
+    Always,
+    /// As the probes between each two hosts say.
+    Auto,
+    /// Only between hosts of different underlay subnets.
+    CrossSubnet,
+}
+
+impl Encapsulate {
+    /// Its name in records and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Auto => "auto",
+            Self::CrossSubnet => "cross-subnet",
+        }
+    }
+}
+
 /// A foreign data path that the network shall behave like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +210,12 @@ pub struct NetworkOptions {
     /// `nat_outgoing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_access: Option<bool>,
+    /// When a routed network encapsulates; default: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encapsulate: Option<Encapsulate>,
+    /// Whether a routed network lowers the segment size of TCP connections to its MTU; default: no.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mss_clamp: Option<bool>,
     /// Options of later versions.
     #[serde(flatten)]
     pub other: Extra,
@@ -185,18 +228,22 @@ impl NetworkOptions {
     pub const FLOOD_RATE_MAX: u32 = 10_000_000;
 
     /// The names that [`Self::set`] takes.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 12] = [
         "broadcast",
         "compat",
+        "encapsulate",
         "flood_rate",
         "flood_unknown",
         "host_access",
         "learning",
         "local",
+        "mss_clamp",
         "multicast",
         "nat_outgoing",
         "source_check",
     ];
+    /// What stands beside [`Self::NAMES`] when a network is created: it is a field of the record.
+    pub const UDP_PORT: &'static str = "udp_port";
 
     /// Takes one option over from `other`, such as the default.
     ///
@@ -207,22 +254,48 @@ impl NetworkOptions {
         match name.replace('-', "_").as_str() {
             "broadcast" => self.broadcast = other.broadcast,
             "compat" => self.compat = other.compat,
+            "encapsulate" => self.encapsulate = other.encapsulate,
             "flood_rate" => self.flood_rate = other.flood_rate,
             "flood_unknown" => self.flood_unknown = other.flood_unknown,
             "host_access" => self.host_access = other.host_access,
             "learning" => self.learning = other.learning,
             "local" => self.local = other.local,
+            "mss_clamp" => self.mss_clamp = other.mss_clamp,
             "multicast" => self.multicast = other.multicast,
             "nat_outgoing" => self.nat_outgoing = other.nat_outgoing,
             "source_check" => self.source_check = other.source_check,
             _ => {
-                return Err(OptionError::Unknown {
-                    name: name.to_owned(),
-                    known: Self::NAMES.join(", "),
-                });
+                return Err(Self::unknown(name));
             }
         }
         Ok(())
+    }
+
+    /// What is said of a name that is none; the UDP port is one only while a network is created.
+    fn unknown(name: &str) -> OptionError {
+        if name.replace('-', "_") == Self::UDP_PORT {
+            return OptionError::Fixed(Self::UDP_PORT);
+        }
+        let known: Vec<&str> = Self::NAMES.into_iter().chain([Self::UDP_PORT]).collect();
+        OptionError::Unknown { name: name.to_owned(), known: known.join(", ") }
+    }
+
+    /// The UDP port that an option of a new network asks for; `None` when it is another option.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError::Value`].
+    pub fn udp_port(name: &str, value: &str) -> Result<Option<u16>, OptionError> {
+        if name.replace('-', "_") != Self::UDP_PORT {
+            return Ok(None);
+        }
+        let bad = || OptionError::Value {
+            name: Self::UDP_PORT,
+            value: value.to_owned(),
+            allowed: "a port, 1 to 65534: the network has that one and the next",
+        };
+        let port = value.parse().ok().filter(|port| (1..u16::MAX).contains(port));
+        port.map(Some).ok_or_else(bad)
     }
 
     /// Sets one option from texts, as the command line and Docker give them. `-` in the name is
@@ -253,6 +326,14 @@ impl NetworkOptions {
                     _ => return Err(bad("compat", "swarm or none")),
                 }
             }
+            "encapsulate" => {
+                self.encapsulate = match value {
+                    "always" => Some(Encapsulate::Always),
+                    "auto" => Some(Encapsulate::Auto),
+                    "cross-subnet" => Some(Encapsulate::CrossSubnet),
+                    _ => return Err(bad("encapsulate", "always, cross-subnet or auto")),
+                }
+            }
             "flood_rate" => {
                 let rate =
                     value.parse().ok().filter(|rate| (1..=Self::FLOOD_RATE_MAX).contains(rate));
@@ -270,6 +351,7 @@ impl NetworkOptions {
                     _ => return Err(bad("local", "kernel or switch")),
                 }
             }
+            "mss_clamp" => self.mss_clamp = switch("mss_clamp", value)?,
             "multicast" => self.multicast = switch("multicast", value)?,
             "nat_outgoing" => self.nat_outgoing = switch("nat_outgoing", value)?,
             "source_check" => {
@@ -281,10 +363,7 @@ impl NetworkOptions {
                 }
             }
             _ => {
-                return Err(OptionError::Unknown {
-                    name: name.to_owned(),
-                    known: Self::NAMES.join(", "),
-                });
+                return Err(Self::unknown(name));
             }
         }
         Ok(())
@@ -503,3 +582,26 @@ impl VniRecord {
 }
 
 impl Stored for VniRecord {}
+
+/// What changes with every routed network that is created, at `guards/routed`: two creations that
+/// do not know of each other cannot both find it as it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuardRecord {
+    /// Version of the record.
+    pub version: u32,
+    /// The network that was written last.
+    pub network: NetworkId,
+    /// Fields of later versions.
+    #[serde(flatten)]
+    pub extra: Extra,
+}
+
+impl GuardRecord {
+    /// The guard after `network` was written.
+    #[must_use]
+    pub fn new(network: NetworkId) -> Self {
+        Self { version: VERSION, network, extra: Extra::new() }
+    }
+}
+
+impl Stored for GuardRecord {}

@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fdb::{NetworkTables, Place, Snapshot};
+use ipnet::IpNet;
 use membership::network as records;
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 
 use super::garbage;
-use super::networks::TAP;
 use super::{Agent, ECHO_TIMEOUT, network_error, store};
 use crate::control::Api;
 use crate::control::types::{self, Error};
@@ -137,8 +137,8 @@ impl Api for Control {
         Ok(types::Namespace {
             network: record.name.to_string(),
             path: local.namespace.pin().to_owned(),
-            bridge: crate::link::names::BRIDGE.to_owned(),
-            port: TAP.to_owned(),
+            bridge: (!local.is_routed()).then(|| crate::link::names::BRIDGE.to_owned()),
+            port: local.port().to_owned(),
         })
     }
 
@@ -193,6 +193,29 @@ impl Api for Control {
                     place: place.kind,
                     vtep: place.vtep,
                     host: place.host.or_else(|| self.own_name(neighbor.place)),
+                    source: source.kind,
+                    revision: source.revision,
+                    age_ms: source.age_ms,
+                });
+            }
+        });
+        Ok(listed)
+    }
+
+    async fn routes(&self, network: Option<String>) -> Answer<Vec<types::RouteEntry>> {
+        let only = self.only(network).await?;
+        let mut listed = Vec::new();
+        self.each_network(only.as_deref(), |snapshot, tables| {
+            for (prefix, route) in tables.routes() {
+                let Ok(range) = IpNet::new(prefix.address(), prefix.len()) else { continue };
+                let place = PlaceOf::of(snapshot, route.place);
+                let source = SourceOf::of(&self.0, route.origin);
+                listed.push(types::RouteEntry {
+                    network: tables.params().name.to_string(),
+                    prefix: range,
+                    place: place.kind,
+                    vtep: place.vtep,
+                    host: place.host.or_else(|| self.own_name(route.place)),
                     source: source.kind,
                     revision: source.revision,
                     age_ms: source.age_ms,

@@ -11,16 +11,18 @@ use membership::network::NetworkSpec;
 use membership::record::{Local, Mode, NetworkOptions, NetworkRecord, RangeError, SourceCheck};
 
 use super::{Agent, Answer};
-use crate::agent::networks::TAP;
 use crate::agent::routers;
 use crate::agent::state::Stage;
 use crate::control::types::{self, Error};
+use crate::link::names;
 
 pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
     let name =
         NetworkName::new(&request.name).map_err(|err| Error::bad_request(err.to_string()))?;
     let mut spec = NetworkSpec::new(name, request.subnets);
     spec.mode = match request.mode {
+        types::Mode::Ipip => Mode::IpIp,
+        types::Mode::Ipudp => Mode::IpUdp,
         types::Mode::Vxlan => Mode::Vxlan,
     };
     spec.vni = match request.vni {
@@ -44,7 +46,19 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
         spec.options.nat_outgoing = Some(true);
     }
     for (name, value) in &request.options {
-        set_option(&mut spec.options, name, value)?;
+        let port = NetworkOptions::udp_port(name, value)
+            .map_err(|err| Error::bad_request(err.to_string()))?;
+        if port.is_none() {
+            set_option(&mut spec.options, name, value)?;
+        } else if spec.mode == Mode::IpUdp {
+            spec.udp_port = port;
+        } else {
+            return Err(Error::bad_request(format!(
+                "network option `udp_port` cannot be used with mode {}",
+                spec.mode
+            ))
+            .next_step("leave it out: only networks of mode ipudp have UDP ports of their own"));
+        }
     }
     Ok(spec)
 }
@@ -110,8 +124,12 @@ async fn listing(agent: &Agent, record: &NetworkRecord) -> types::Network {
         id: record.id.to_string(),
         name: record.name.to_string(),
         mode: record.mode.to_string(),
-        vni: record.vni.get(),
-        udp_port: record.udp_port.unwrap_or_else(|| own_port(agent)),
+        vni: (!record.mode.is_routed()).then_some(record.vni.get()),
+        udp_port: match record.mode {
+            Mode::IpIp => None,
+            Mode::IpUdp => Some(membership::network::udp_ports(record).0),
+            Mode::Vxlan => Some(record.udp_port.unwrap_or_else(|| own_port(agent))),
+        },
         subnets: record.subnets.clone(),
         mtu: agent.tables.network_mtu(&record.id),
         reaches: reaches(record),
@@ -155,7 +173,7 @@ pub(super) async fn detail(agent: &Agent, record: &NetworkRecord) -> Answer<type
         network: listing(agent, record).await,
         mtu_requested: record.mtu,
         gateways: record.gateways.clone(),
-        gateway_mac: gateway::mac(record),
+        gateway_mac: gateway::mac(record).filter(|_| !record.mode.is_routed()),
         exclude: record.exclude.iter().map(ToString::to_string).collect(),
         pools: pools(agent, record),
         nat_outgoing: gateway::masquerades(record),
@@ -170,8 +188,8 @@ pub(super) async fn detail(agent: &Agent, record: &NetworkRecord) -> Answer<type
             uplink: router.interface,
             uplink_addresses: router.addresses,
             namespace: local.namespace.pin().to_owned(),
-            bridge: crate::link::names::BRIDGE.to_owned(),
-            port: TAP.to_owned(),
+            bridge: (!record.mode.is_routed()).then(|| names::BRIDGE.to_owned()),
+            port: local.port().to_owned(),
             queues: u16::try_from(local.queues).unwrap_or(u16::MAX),
             endpoints: endpoints_here as u64,
             reserved: agent.reserve.ready(&record.id).into_iter().collect(),
@@ -234,6 +252,15 @@ fn options_in_use(record: &NetworkRecord) -> BTreeMap<String, String> {
         Some(Local::Switch) => "switch",
         Some(Local::Kernel) | None => "kernel",
     };
+    if record.mode.is_routed() {
+        let rows = [
+            ("encapsulate", options.encapsulate.unwrap_or_default().as_str().to_owned()),
+            ("host_access", gateway::reaches_hosts(record).to_string()),
+            ("mss_clamp", options.mss_clamp.unwrap_or(false).to_string()),
+            ("nat_outgoing", gateway::masquerades(record).to_string()),
+        ];
+        return rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    }
     let rows = [
         ("broadcast", broadcast.to_string()),
         ("compat", if swarm { "swarm" } else { "none" }.to_owned()),

@@ -6,7 +6,7 @@ use super::super::table::{Cell, Facts, Style, Table, Tone, age, age_or_dash, joi
 use super::{or_dash, place, socket_addresses, sorted, source};
 use crate::control::types::{
     Attachment, Detached, Direction, Drops, Endpoint, EndpointState, FdbEntry, Host, HostState,
-    NeighborEntry,
+    NeighborEntry, RouteEntry,
 };
 
 /// `skybridge hosts`.
@@ -132,6 +132,27 @@ pub fn neighbors(entries: &[NeighborEntry], style: Style) -> String {
             entry.vni.into(),
             entry.ip.into(),
             entry.mac.into(),
+            place(entry.place, entry.vtep, entry.host.as_deref()).into(),
+            source(entry.source, entry.revision),
+            age_or_dash(entry.age_ms).into(),
+        ]);
+    }
+    table.render(style, 0)
+}
+
+/// `skybridge routes`.
+#[must_use]
+pub fn routes(entries: &[RouteEntry], style: Style) -> String {
+    if entries.is_empty() {
+        return "no route is known; only networks of mode ipip and ipudp have routes, where they \
+                have endpoints\n"
+            .to_owned();
+    }
+    let mut table = Table::new(&["NETWORK", "PREFIX", "WHERE", "SOURCE", ">AGE"]);
+    for entry in sorted(entries) {
+        table.row(vec![
+            entry.network.into(),
+            entry.prefix.into(),
             place(entry.place, entry.vtep, entry.host.as_deref()).into(),
             source(entry.source, entry.revision),
             age_or_dash(entry.age_ms).into(),

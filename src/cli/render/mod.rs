@@ -11,7 +11,7 @@ mod store;
 use std::net::{IpAddr, SocketAddr};
 
 pub use garbage::garbage;
-pub use listing::{attachment, detached, drops, endpoints, fdb, hosts, neighbors};
+pub use listing::{attachment, detached, drops, endpoints, fdb, hosts, neighbors, routes};
 pub use network::{network, networks, vtep, vteps};
 pub use stats::{rates, stats};
 pub use status::status;
@@ -19,7 +19,7 @@ pub use store::members;
 
 use super::table::{Cell, Tone};
 use crate::control::types::{
-    Drops, Endpoint, FdbEntry, Garbage, Host, HostVtep, NeighborEntry, Network, PlaceKind,
+    Drops, Endpoint, FdbEntry, Garbage, Host, HostVtep, NeighborEntry, Network, PlaceKind, RouteEntry,
     SourceKind, StaticVtep,
 };
 
@@ -58,6 +58,12 @@ impl Sorted for Vec<FdbEntry> {
 impl Sorted for Vec<NeighborEntry> {
     fn sort_rows(&mut self) {
         self.sort_by(|a, b| (&a.network, a.ip).cmp(&(&b.network, b.ip)));
+    }
+}
+
+impl Sorted for Vec<RouteEntry> {
+    fn sort_rows(&mut self) {
+        self.sort_by(|a, b| (&a.network, a.prefix).cmp(&(&b.network, b.prefix)));
     }
 }
 

@@ -34,8 +34,8 @@ pub(super) fn table(networks: &[Network]) -> Table {
         table.row(vec![
             network.name.into(),
             network.mode.into(),
-            network.vni.into(),
-            network.udp_port.into(),
+            number_or_dash(network.vni).into(),
+            number_or_dash(network.udp_port).into(),
             joined(network.subnets).into(),
             network.mtu.into(),
             network.endpoints.into(),
@@ -46,6 +46,10 @@ pub(super) fn table(networks: &[Network]) -> Table {
         ]);
     }
     table
+}
+
+fn number_or_dash(number: Option<impl ToString>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
 fn state(state: NetworkState) -> Cell {
@@ -75,10 +79,15 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
     let mut facts = Facts::default();
     facts.add("network", &network.name);
     facts.add("id", &network.id);
-    facts.add(
-        "mode",
-        format!("{}, VNI {}, UDP port {}", network.mode, network.vni, network.udp_port),
-    );
+    let carried = match (network.vni, network.udp_port) {
+        (Some(vni), Some(port)) => format!(", VNI {vni}, UDP port {port}"),
+        (None, Some(port)) => {
+            format!(", UDP ports {port} (IPv4 inside) and {} (IPv6)", port.saturating_add(1))
+        }
+        (Some(vni), None) => format!(", VNI {vni}"),
+        (None, None) => String::new(),
+    };
+    facts.add("mode", format!("{}{carried}", network.mode));
     facts.add("subnets", joined(&network.subnets));
     let mtu = match detail.mtu_requested {
         Some(requested) if requested == network.mtu => format!("{} (asked for)", network.mtu),
@@ -89,6 +98,9 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
     let gateways = match (detail.gateways.is_empty(), detail.gateway_mac) {
         (true, _) => "none".to_owned(),
         (false, Some(mac)) => format!("{} at {mac} on every host", joined(&detail.gateways)),
+        (false, None) if network.vni.is_none() => {
+            format!("{} on every host", joined(&detail.gateways))
+        }
         (false, None) => format!("{}, a router behind a static VTEP", joined(&detail.gateways)),
     };
     facts.add("gateway", gateways);
@@ -117,7 +129,9 @@ pub fn network(detail: &NetworkDetail, style: Style) -> String {
             let reason = local.reason.as_ref().map(|reason| format!(": {reason}"));
             facts.add("here", format!("{here}{}", reason.unwrap_or_default()));
             facts.add("namespace", local.namespace.display());
-            facts.add("bridge", &local.bridge);
+            if let Some(bridge) = &local.bridge {
+                facts.add("bridge", bridge);
+            }
             facts.add("port", format!("{}, {}", local.port, plural(local.queues.into(), "queue")));
             if let Some(uplink) = &local.uplink {
                 let addresses = joined(&local.uplink_addresses);

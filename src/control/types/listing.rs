@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use encap::MacAddr;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// How a host is.
@@ -126,6 +127,27 @@ pub struct NeighborEntry {
     /// Who says so.
     pub source: SourceKind,
     /// Store revision of the record that says so.
+    pub revision: Option<i64>,
+    /// Milliseconds since the entry was made.
+    pub age_ms: Option<u64>,
+}
+
+/// A route: a range of addresses of a network of packets, and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteEntry {
+    /// The network's name.
+    pub network: String,
+    /// The range of addresses.
+    pub prefix: IpNet,
+    /// Where it is.
+    pub place: PlaceKind,
+    /// The VTEP it is behind.
+    pub vtep: Option<IpAddr>,
+    /// The host it is on.
+    pub host: Option<String>,
+    /// Who says so.
+    pub source: SourceKind,
+    /// Store revision at which it came to be there.
     pub revision: Option<i64>,
     /// Milliseconds since the entry was made.
     pub age_ms: Option<u64>,

@@ -14,6 +14,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
+    /// L3 in IP (RFC 2003, RFC 4213, RFC 2473).
+    Ipip,
+    /// L3 directly in UDP, as Linux FOU.
+    Ipudp,
     /// L2 over UDP (RFC 7348).
     #[default]
     Vxlan,
@@ -22,6 +26,8 @@ pub enum Mode {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Ipip => "ipip",
+            Self::Ipudp => "ipudp",
             Self::Vxlan => "vxlan",
         })
     }
@@ -193,10 +199,11 @@ pub struct Network {
     pub name: String,
     /// Mode, such as `vxlan`.
     pub mode: String,
-    /// VNI on the wire.
-    pub vni: u32,
-    /// UDP port of its datagrams.
-    pub udp_port: u16,
+    /// VNI on the wire; `None` where nothing on the wire has one: in networks of packets.
+    pub vni: Option<u32>,
+    /// UDP port of its datagrams, for `ipudp` of those with IPv4 inside, and the next one is of
+    /// those with IPv6 inside; `None` without UDP.
+    pub udp_port: Option<u16>,
     /// Subnets.
     pub subnets: Vec<IpNet>,
     /// Inner IP MTU in use, in bytes.
@@ -285,8 +292,8 @@ pub struct PoolHost {
 pub struct LocalNetwork {
     /// Where its private namespace is pinned.
     pub namespace: PathBuf,
-    /// The bridge in that namespace.
-    pub bridge: String,
+    /// The bridge in that namespace; `None` in networks of packets, which are routed.
+    pub bridge: Option<String>,
     /// The switch's port in that namespace.
     pub port: String,
     /// Queues of the port, one per worker.
@@ -358,8 +365,8 @@ pub struct Namespace {
     pub network: String,
     /// The pin: a file to open and enter by setns(2).
     pub path: PathBuf,
-    /// The bridge in it.
-    pub bridge: String,
+    /// The bridge in it; `None` in networks of packets, which are routed.
+    pub bridge: Option<String>,
     /// The switch's port in it.
     pub port: String,
 }

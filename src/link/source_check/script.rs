@@ -22,10 +22,11 @@ const CHECKS: [&str; 5] = ["mac", "arp", "ip", "ip6", "nd"];
 
 /// The transaction that turns what is `stale` into the rules of `ports`.
 pub(super) fn whole(ports: &[Guarded], mut stale: Present) -> Result<String, Error> {
-    let switched = ports.iter().any(|guarded| guarded.carrier != Carrier::Bridge);
+    let at_bridge = |guarded: &&Guarded| guarded.carrier != Carrier::Router;
+    let switched = ports.iter().filter(at_bridge).any(|it| it.carrier != Carrier::Bridge);
     let mut text = base();
     let _ = writeln!(text, "flush map {TABLE} ports");
-    for guarded in ports {
+    for guarded in ports.iter().filter(at_bridge) {
         stale.checked.remove(&guarded.port);
         check_at_bridge(&mut text, guarded)?;
     }
@@ -40,13 +41,13 @@ pub(super) fn whole(ports: &[Guarded], mut stale: Present) -> Result<String, Err
     let _ = writeln!(text, "flush chain {TABLE} echo\nflush set {TABLE} own");
     if switched {
         text.push_str(&echo_rule());
-        ports.iter().for_each(|guarded| spare_sender(&mut text, guarded));
+        ports.iter().filter(at_bridge).for_each(|guarded| spare_sender(&mut text, guarded));
     } else {
         let _ = writeln!(text, "delete chain {TABLE} echo\ndelete set {TABLE} own");
     }
-    for guarded in ports.iter().filter(|guarded| guarded.carrier == Carrier::Switch) {
+    for guarded in ports.iter().filter(|guarded| guarded.carrier.is_at_ingress()) {
         stale.diverted.remove(&guarded.port);
-        divert(&mut text, guarded)?;
+        at_ingress(&mut text, guarded)?;
     }
     for port in stale.diverted {
         undivert(&mut text, &port);
@@ -56,6 +57,11 @@ pub(super) fn whole(ports: &[Guarded], mut stale: Present) -> Result<String, Err
 
 /// The transaction that adds one port.
 pub(super) fn put(guarded: &Guarded) -> Result<String, Error> {
+    if guarded.carrier == Carrier::Router {
+        let mut text = String::new();
+        at_ingress(&mut text, guarded)?;
+        return Ok(text);
+    }
     let mut text = base();
     check_at_bridge(&mut text, guarded)?;
     text.push_str(&hook());
@@ -66,7 +72,7 @@ pub(super) fn put(guarded: &Guarded) -> Result<String, Error> {
         spare_sender(&mut text, guarded);
     }
     if guarded.carrier == Carrier::Switch {
-        divert(&mut text, guarded)?;
+        at_ingress(&mut text, guarded)?;
     }
     Ok(text)
 }
@@ -75,6 +81,11 @@ pub(super) fn put(guarded: &Guarded) -> Result<String, Error> {
 pub(super) fn take(guarded: &Guarded) -> Result<String, Error> {
     let Guarded { port, index, mac, .. } = guarded;
     checked(port)?;
+    if guarded.carrier == Carrier::Router {
+        let mut text = String::new();
+        undivert(&mut text, port);
+        return Ok(text);
+    }
     let mut text = format!("delete element {TABLE} ports {{ {index} }}\n");
     forget(&mut text, TABLE, port);
     if guarded.carrier != Carrier::Bridge {
@@ -145,8 +156,8 @@ fn check_at_bridge(text: &mut String, guarded: &Guarded) -> Result<(), Error> {
     Ok(())
 }
 
-/// The chain of a port before the bridge.
-fn divert(text: &mut String, guarded: &Guarded) -> Result<(), Error> {
+/// The chain of a port before the bridge, or where there is none.
+fn at_ingress(text: &mut String, guarded: &Guarded) -> Result<(), Error> {
     let port = &guarded.port;
     checked(port)?;
     let _ = writeln!(text, "add table {INGRESS}");
@@ -157,9 +168,12 @@ fn divert(text: &mut String, guarded: &Guarded) -> Result<(), Error> {
         text,
         "add chain {INGRESS} {port} {{ type filter hook ingress device \"{port}\" priority 0; }}"
     );
-    let to_tap = format!("fwd to \"{TAP}\"");
-    rules(text, INGRESS, guarded, &to_tap);
-    let _ = writeln!(text, "add rule {INGRESS} {port} {to_tap}");
+    let pass = match guarded.carrier {
+        Carrier::Switch => format!("fwd to \"{TAP}\""),
+        Carrier::Bridge | Carrier::Both | Carrier::Router => "accept".to_owned(),
+    };
+    rules(text, INGRESS, guarded, &pass);
+    let _ = writeln!(text, "add rule {INGRESS} {port} {pass}");
     Ok(())
 }
 
