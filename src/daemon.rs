@@ -45,7 +45,7 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish, routers};
+use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, paths, republish, routers};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -299,6 +299,7 @@ async fn serve(
     ended.spawn(crate::agent::garbage::keep(Arc::clone(&agent)));
     ended.spawn(crate::agent::underlay::follow(Arc::clone(&agent), Arc::clone(&session), host));
     ended.spawn(routers::keep(Arc::clone(&agent)));
+    ended.spawn(paths::keep(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {

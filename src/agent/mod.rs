@@ -20,6 +20,7 @@
 //!   told, notices sandboxes that are gone;
 //! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
 //! - *underlay* ([`underlay`]): follows this host's own interfaces;
+//! - *keep* the ways to other hosts ([`paths`]) as good as they can be;
 //! - *keep* gateways and uplinks ([`routers`]) as they shall be, and the host's rules with them;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
@@ -65,6 +66,7 @@ use crate::config::Config;
 use crate::control::types::{Error, Reload};
 use crate::datapath::Datapath;
 use networks::Networks;
+use paths::Paths;
 use reserve::Book;
 use routers::Routers;
 use state::{Attachment, Stage, StateDir};
@@ -111,6 +113,8 @@ pub struct Agent {
     pub reserve: Book,
     /// The ways out of networks.
     pub routers: Routers,
+    /// The ways to other hosts.
+    pub paths: Paths,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -186,6 +190,7 @@ impl Agent {
         Self {
             reserve,
             routers: Routers::default(),
+            paths: Paths::default(),
             name: parts.name,
             id: parts.id,
             config: parts.config,

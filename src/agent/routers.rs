@@ -324,7 +324,7 @@ fn wanted_router(agent: &Agent, record: &NetworkRecord, mtu: u32) -> Option<Rout
 }
 
 /// This host's own addresses in a network, as the store last told.
-fn own_addresses(agent: &Agent, record: &NetworkRecord) -> Vec<IpAddr> {
+pub fn own_addresses(agent: &Agent, record: &NetworkRecord) -> Vec<IpAddr> {
     let Some(id) = gateway::host_endpoint(&agent.name) else { return Vec::new() };
     if !gateway::has_host_endpoints(record) {
         return Vec::new();

@@ -413,6 +413,24 @@ impl Tables {
         inner.reconciler.network_mtu(&inner.view, network).unwrap_or(0)
     }
 
+    /// Whether a network here may reach a host in more than one way.
+    #[must_use]
+    pub fn has_ways(&self) -> bool {
+        let inner = self.lock();
+        inner.reconciler.has_ways(&inner.view)
+    }
+
+    /// Says to which hosts IP-in-IP gets through.
+    pub fn set_ip_in_ip(&self, hosts: &[(HostName, bool)]) {
+        self.change(|inner, now| {
+            let Inner { reconciler, view, .. } = inner;
+            let told = |(host, reaches): &(HostName, bool)| {
+                reconciler.set_ip_in_ip(view, host, *reaches, now)
+            };
+            hosts.iter().flat_map(told).collect()
+        });
+    }
+
     /// What a network is received on: its UDP port and, where it is routed, how it is carried.
     #[must_use]
     pub fn received_by(&self, network: NetworkKey) -> Option<(u16, Option<fdb::Routed>)> {

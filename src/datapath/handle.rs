@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::drop::DropReason;
 use super::flood::Budget;
 use super::heard::Heard;
+use super::hellos::Hellos;
 use super::inbound::Inbound;
 use super::learn::{self, LearnQueue};
 use super::ledger::{self, Ledger};
@@ -112,6 +113,7 @@ pub struct Datapath {
     pub(super) workers: Vec<CachePadded<Running>>,
     learn: Arc<LearnQueue>,
     heard: Arc<Heard>,
+    hellos: Arc<Hellos>,
     ledger: Ledger,
     ports: DashMap<NetworkKey, Port>,
     pub(super) listening: Mutex<Vec<u16>>,
@@ -141,6 +143,7 @@ impl Datapath {
             workers: Vec::new(),
             learn: Arc::new(LearnQueue::default()),
             heard: Arc::new(Heard::default()),
+            hellos: Arc::default(),
             ledger: Ledger::default(),
             ports: DashMap::new(),
             listening: Mutex::new(config.ports.clone()),
@@ -327,6 +330,12 @@ impl Datapath {
     #[must_use]
     pub fn learned(&self) -> &LearnQueue {
         &self.learn
+    }
+
+    /// Hellos of other hosts, for whoever looks for the ways to them.
+    #[must_use]
+    pub fn hellos(&self) -> &Hellos {
+        &self.hellos
     }
 
     /// Whether a valid datagram came from `vtep` since the last call.

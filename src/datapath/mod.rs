@@ -25,6 +25,7 @@ pub mod claim;
 pub mod drop;
 pub mod flood;
 pub mod heard;
+pub mod hellos;
 pub mod inbound;
 pub mod inner;
 pub mod learn;

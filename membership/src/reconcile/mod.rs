@@ -41,9 +41,7 @@ use serde::Serialize;
 
 use crate::gateway;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::{
-    Compat, Encapsulate, Local, Mode, NetworkOptions, NetworkRecord, VtepRecord,
-};
+use crate::record::{Compat, Encapsulate, Local, Mode, NetworkOptions, NetworkRecord, VtepRecord};
 use crate::view::{Change, View};
 use network::Tables;
 use suspect::Suspects;
@@ -270,6 +268,38 @@ impl Reconciler {
     #[must_use]
     pub fn vtep_key(&self, host: &HostName) -> Option<VtepKey> {
         self.vteps.primary(host)
+    }
+
+    /// The address of the VTEP that a host is reached by.
+    #[must_use]
+    pub fn vtep_address(&self, host: &HostName) -> Option<IpAddr> {
+        self.vteps.address(self.vteps.primary(host)?)
+    }
+
+    /// Says whether IP-in-IP gets through to a host. Until somebody says so it is taken not to, which
+    /// only networks that fall back to UDP ask.
+    pub fn set_ip_in_ip(
+        &mut self,
+        view: &View,
+        host: &HostName,
+        reaches: bool,
+        now: Millis,
+    ) -> Vec<Delta> {
+        let mut out = Vec::new();
+        if self.vteps.set_ip_in_ip(host, reaches) {
+            self.host_changed(view, host, now, &mut out);
+        }
+        out
+    }
+
+    /// Whether a network with tables may reach a host in more than one way.
+    #[must_use]
+    pub fn has_ways(&self, view: &View) -> bool {
+        let mut records = self.tables.keys().filter_map(|id| view.network(id));
+        records.any(|item| {
+            let wanted = item.record.options.encapsulate.unwrap_or_default();
+            item.record.mode.is_routed() && wanted != Encapsulate::Always
+        })
     }
 
     /// The host of a VTEP's slot; `None` for a static one.

@@ -1,6 +1,6 @@
 //! The dense slots of VTEPs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use fdb::{Delta, Vtep, VtepKey};
@@ -26,6 +26,8 @@ pub(super) struct Vteps {
     put: HashMap<VtepKey, Vtep>,
     /// The slots of each host, and the one it is reached by.
     hosts: BTreeMap<HostName, Hosted>,
+    /// Hosts that IP-in-IP gets through to.
+    ip_in_ip: BTreeSet<HostName>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +45,18 @@ impl Vteps {
 
     pub(super) fn primary(&self, host: &HostName) -> Option<VtepKey> {
         self.hosts.get(host)?.primary
+    }
+
+    pub(super) fn address(&self, key: VtepKey) -> Option<IpAddr> {
+        self.put.get(&key).map(|vtep| vtep.address)
+    }
+
+    /// Notes whether IP-in-IP gets through to a host; whether that is news.
+    pub(super) fn set_ip_in_ip(&mut self, host: &HostName, reaches: bool) -> bool {
+        match reaches {
+            true => self.ip_in_ip.insert(host.clone()),
+            false => self.ip_in_ip.remove(host),
+        }
     }
 
     /// Whether networks of this mode can be sent to a host.
@@ -91,7 +105,7 @@ impl Vteps {
                 host: Some(host.as_str().into()),
                 checksum: vtep.checksum,
                 suspect,
-                ip_in_ip: true,
+                ip_in_ip: self.ip_in_ip.contains(host),
             };
             self.put(key, wanted, out);
             hosted.keys.push(key);

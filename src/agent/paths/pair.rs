@@ -170,8 +170,7 @@ impl Pair {
     /// Whether hellos arrive and whether ours do. `pause` is that of our own hellos.
     fn directions(&self, way: Way, pause: Millis, now: Millis) -> (bool, bool) {
         let state = &self.ways[way.index()];
-        let arrives =
-            state.heard.is_some_and(|(_, at)| now.since(at).0 <= MISSING * self.pause.0);
+        let arrives = state.heard.is_some_and(|(_, at)| now.since(at).0 <= MISSING * self.pause.0);
         let told = UNTOLD * pause.0.max(self.pause.0);
         (arrives, state.arrived.is_some_and(|at| now.since(at).0 <= told))
     }
@@ -225,6 +224,12 @@ impl Pair {
         self.ways[to.index()].taken = Some(now);
         (self.used, self.since, self.why) = (to, now, why);
         Some(change)
+    }
+
+    /// Whether a way worked when the best was last looked for.
+    #[must_use]
+    pub fn works(&self, way: Way) -> bool {
+        self.ways[way.index()].since.is_some()
     }
 
     /// How every way is doing.
