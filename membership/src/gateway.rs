@@ -5,7 +5,8 @@
 //! ```text
 //!   gateways of the record ── those of routers behind static VTEPs ──► own gateways
 //!        one MAC from the record, the same on every host
-//!   nat_outgoing, host_access ──► routed: the subnets have routes in the hosts' own namespaces
+//!   nat_outgoing, host_access, ──► routed: the subnets have routes in the hosts' own namespaces
+//!   encapsulate
 //!        routed networks must not overlap, because a host has one route per prefix
 //!   host_access, or several subnets of a family ──► a host endpoint per host
 //! ```
@@ -19,7 +20,7 @@ use ipnet::IpNet;
 
 use crate::endpoint;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::NetworkRecord;
+use crate::record::{Encapsulate, NetworkRecord};
 
 /// Before the host's name in the id of its endpoint: an id of an attachment is all hexadecimal.
 const HOST_ENDPOINT: &str = "host-";
@@ -97,10 +98,17 @@ pub fn reaches_hosts(network: &NetworkRecord) -> bool {
     network.options.host_access.unwrap_or_else(|| masquerades(network))
 }
 
+/// Whether packets of the network may go from host to host as they are.
+#[must_use]
+pub fn goes_direct(network: &NetworkRecord) -> bool {
+    let wanted = network.options.encapsulate.unwrap_or_default();
+    network.mode.is_routed() && wanted != Encapsulate::Always
+}
+
 /// Whether the hosts have routes to the network.
 #[must_use]
 pub fn is_routed(network: &NetworkRecord) -> bool {
-    masquerades(network) || reaches_hosts(network)
+    masquerades(network) || reaches_hosts(network) || goes_direct(network)
 }
 
 /// Whether each host has an endpoint of its own: it sends into the network itself, or routes between

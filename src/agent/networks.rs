@@ -318,10 +318,10 @@ fn listen(tables: &Tables, datapath: &Datapath, key: NetworkKey) -> Result<(), S
         return datapath.listen(udp_port).map_err(|err| err.to_string());
     };
     if routed.carrier == Carrier::IpIp {
-        datapath.listen_ip().map_err(|err| err.to_string())?;
+        //L3 datapath.listen_ip().map_err(|err| err.to_string())?;
     }
     if routed.carrier == Carrier::IpUdp || routed.fallback {
-        datapath.listen_routed(routed.ports).map_err(|err| err.to_string())?;
+        //L3 datapath.listen_routed(routed.ports).map_err(|err| err.to_string())?;
     }
     Ok(())
 }

@@ -34,9 +34,11 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
 use super::networks::LocalNetwork;
+use super::paths;
 use super::state::Stage;
 use super::tasks::SessionState;
 use crate::driver::attach;
+use crate::link::direct::{self, Direct};
 use crate::link::firewall::{self, Rules, Way};
 use crate::link::forwarding::{self, Forwarding};
 use crate::link::permission::{self, Place};
@@ -58,6 +60,8 @@ const TOGETHER: Duration = Duration::from_millis(50);
 const RESTORING: Duration = Duration::from_secs(60);
 /// How long the watch may take to tell of this host's own endpoint.
 const ECHO: Duration = Duration::from_secs(5);
+/// The warning that routes of the host cannot be written.
+const DIRECT: &str = "direct-routes";
 /// The warning that rules cannot be written.
 const RULES: &str = "uplink-rules";
 
@@ -130,6 +134,8 @@ pub struct Routers {
     ways: Mutex<BTreeMap<NetworkId, Way>>,
     written: tokio::sync::Mutex<Written>,
     host: Mutex<Host>,
+    /// The host's routes to what other hosts have directly, as they were written last.
+    direct: tokio::sync::Mutex<Option<Vec<Direct>>>,
     /// Held while this host's own endpoints are written or removed.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -181,12 +187,91 @@ pub async fn keep(agent: Arc<Agent>) {
                 false
             }
         };
-        for local in agent.networks.all().await {
-            settle(&agent, &local).await;
+        let locals = agent.networks.all().await;
+        // Routes of the host before those that lead to it, and after them.
+        settle_direct(&agent, &locals, true).await;
+        for local in &locals {
+            settle(&agent, local).await;
         }
+        settle_direct(&agent, &locals, false).await;
         settle_own_endpoints(&agent).await;
         write_rules(&agent, check).await;
     }
+}
+
+/// Brings the host's routes to what other hosts have directly to what they shall be. With `keep` those
+/// that private namespaces still lead to stay as they were.
+async fn settle_direct(agent: &Agent, locals: &[Arc<LocalNetwork>], keep: bool) {
+    let mut wanted: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
+    let mut any = false;
+    for local in locals {
+        let Some(record) = agent.known_network(&local.id) else { continue };
+        any |= gateway::goes_direct(&record);
+        wanted.extend(paths::direct_routes(agent, &record));
+    }
+    let mut present = agent.routers.direct.lock().await;
+    if !any && present.as_ref().is_some_and(Vec::is_empty) {
+        return;
+    }
+    match direct_now(agent, wanted, keep, present.take()).await {
+        Ok(now) => {
+            *present = Some(now);
+            agent.clear_warning(DIRECT);
+        }
+        Err(error) => agent.warn(
+            DIRECT,
+            format!("packets that could go directly are encapsulated or lost: {error}"),
+            Some("it is tried again by itself".to_owned()),
+        ),
+    }
+}
+
+async fn direct_now(
+    agent: &Agent,
+    mut wanted: BTreeMap<IpNet, IpAddr>,
+    keep: bool,
+    present: Option<Vec<Direct>>,
+) -> Result<Vec<Direct>, link::Error> {
+    let host = host_netlink(agent).await?;
+    let mut interfaces = Vec::new();
+    for vtep in &agent.config.vteps {
+        // One that is gone has taken its routes along.
+        if let Ok(interface) = link::underlay::interface(host.namespace(), vtep.bind).await {
+            interfaces.push(interface);
+        }
+    }
+    for (to, via) in paths::hello_routes(agent) {
+        let mut strict = interfaces.iter().filter(|it| it.address.is_ipv4() == via.is_ipv4());
+        let strict = strict.any(|it| {
+            link::run_in(host.namespace(), || direct::is_strict(&it.name)).unwrap_or(false)
+        });
+        if strict {
+            wanted.entry(to).or_insert(via);
+        }
+    }
+    let mut routes: Vec<Direct> = Vec::with_capacity(wanted.len());
+    for (to, via) in wanted {
+        let found = interfaces.iter().find(|interface| {
+            let subnet = IpNet::new(interface.address, interface.prefix_len);
+            subnet.is_ok_and(|subnet| subnet.contains(&via))
+        });
+        routes.extend(found.map(|found| Direct { to, via, interface: found.index }));
+    }
+    let mut present = match present {
+        Some(present) => present,
+        None => direct::present(&host).await?,
+    };
+    if keep {
+        let gone = |it: &&Direct| !routes.iter().any(|route| route.to == it.to);
+        let left: Vec<Direct> = present.iter().filter(gone).cloned().collect();
+        routes.extend(left);
+    }
+    routes.sort_unstable();
+    present.sort_unstable();
+    if present != routes {
+        direct::settle(&host, &routes).await?;
+    }
+    Ok(routes)
 }
 
 /// Brings gateway and uplink of a network to what its record says.
@@ -255,6 +340,7 @@ async fn settle_locked(
         subnets: record.subnets.clone(),
         masquerade: gateway::masquerades(record),
         host_access: gateway::reaches_hosts(record),
+        direct: gateway::goes_direct(record),
     };
     if agent.routers.put_way(&record.id, Some(way)) {
         // Before the first packet, so that what is forbidden never passes.
@@ -265,6 +351,7 @@ async fn settle_locked(
         name,
         mtu: u32::from(local.mtu()),
         subnets: record.subnets.clone(),
+        direct: paths::direct_routes(agent, record).into_iter().map(|(to, _)| to).collect(),
         pools: Pools { v4: agent.config.uplink.ipv4, v6: agent.config.uplink.ipv6 },
     };
     if force || state.uplink.as_ref().is_none_or(|(before, _)| *before != wanted) {
@@ -447,7 +534,7 @@ async fn write_rules_now(agent: &Agent, check: bool) -> Result<(), link::Error> 
         written.shown = firewall::apply(&host, &rules).await?;
     }
     let has = |v6: bool| {
-        let mut out = rules.ways.iter().filter(|way| way.masquerade);
+        let mut out = rules.ways.iter().filter(|way| way.masquerade || way.direct);
         out.any(|way| way.subnets.iter().any(|subnet| subnet.addr().is_ipv6() == v6))
     };
     let wanted = Forwarding { v4: has(false), v6: has(true) };
@@ -463,10 +550,7 @@ async fn write_rules_now(agent: &Agent, check: bool) -> Result<(), link::Error> 
         );
     }
     if !set.is_empty() {
-        tracing::info!(
-            settings = set.join(", "),
-            "the host forwards now, which masquerading needs"
-        );
+        tracing::info!(settings = set.join(", "), "the host forwards now, which ways out need");
     }
     agent.routers.note(|host| {
         host.table = Some(format!("inet {}", firewall::table(owner)));

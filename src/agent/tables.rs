@@ -420,6 +420,25 @@ impl Tables {
         inner.reconciler.has_ways(&inner.view)
     }
 
+    /// What other hosts have of a routed network.
+    #[must_use]
+    pub fn elsewhere(&self, network: &NetworkId) -> Vec<(IpNet, HostName)> {
+        let inner = self.lock();
+        let Some(key) = inner.reconciler.network_key(network) else { return Vec::new() };
+        let tables = inner.writer.working().network(key);
+        let routes = tables.into_iter().flat_map(|tables| tables.routes());
+        let of = |(prefix, route): (fdb::Prefix, &fdb::Route)| match route.place {
+            Place::Local => None,
+            Place::Vtep(vtep) => {
+                let net = IpNet::new(prefix.address(), prefix.len()).ok()?;
+                Some((net, inner.reconciler.host_of(vtep)?.clone()))
+            }
+        };
+        let mut found: Vec<_> = routes.filter_map(of).collect();
+        found.sort_unstable();
+        found
+    }
+
     /// Says to which hosts IP-in-IP gets through.
     pub fn set_ip_in_ip(&self, hosts: &[(HostName, bool)]) {
         self.change(|inner, now| {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::view::Kind;
-use super::{Error, NetNs, Netlink, Owner, firewall, network, nft, permission};
+use super::{Error, NetNs, Netlink, Owner, direct, firewall, network, nft, permission};
 
 /// Something that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Removed {
         /// Which.
         what: String,
     },
+    /// Routes to what other hosts had directly.
+    Routes,
     /// A network's namespace with its bridge and TAP, or the empty file left of its pin.
     Network {
         /// The pin.
@@ -45,6 +47,7 @@ impl fmt::Display for Removed {
             }
             Self::Uplink { name, network } => write!(f, "uplink {name} of network {network}"),
             Self::Rules { what } => write!(f, "rules {what}"),
+            Self::Routes => f.write_str("direct routes to other hosts"),
             Self::Network { pin } => write!(f, "network namespace {}", pin.display()),
         }
     }
@@ -84,6 +87,7 @@ pub async fn run(owner: &Owner) -> Report {
     match NetNs::host() {
         Ok(host) => {
             links(owner, &host, &mut report).await;
+            routes(&host, &mut report).await;
             rules(owner, &host, &mut report).await;
         }
         Err(error) => report.failed.push(error),
@@ -110,6 +114,16 @@ async fn rules(owner: &Owner, host: &NetNs, report: &mut Report) {
         (permission, table) => {
             report.failed.extend([permission.err(), table.err()].into_iter().flatten());
         }
+    }
+}
+
+/// Removes the routes to what other hosts had directly.
+async fn routes(host: &NetNs, report: &mut Report) {
+    let removed = async { direct::remove(&Netlink::open(host)?).await };
+    match removed.await {
+        Ok(true) => report.removed.push(Removed::Routes),
+        Ok(false) => (),
+        Err(error) => report.failed.push(error),
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   forward       between two networks: never. Out: only where masquerading is on. In: what
-//!                 belongs to a connection from inside, or was sent in by a port forwarding
+//!                 belongs to a connection from inside, or was sent in by a port forwarding.
+//!                 Within a network whose packets need not be encapsulated: all
 //!   input         from a network without access to its host: nothing new
 //!   output        to such a network: nothing new
 //!   postrouting   masquerade; UDP with source ports that none of this host's own senders has
@@ -40,6 +41,20 @@ pub struct Way {
     pub masquerade: bool,
     /// Whether it and the host may talk.
     pub host_access: bool,
+    /// Whether its packets may come from and go to other hosts as they are.
+    pub direct: bool,
+}
+
+impl Way {
+    /// The subnets by family: what nft calls it, and a set.
+    fn sets(&self) -> Vec<(&'static str, String)> {
+        let of = |v6: bool| {
+            let all = self.subnets.iter().filter(move |subnet| subnet.addr().is_ipv6() == v6);
+            all.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let sets = [("ip", of(false)), ("ip6", of(true))];
+        sets.into_iter().filter(|(_, set)| !set.is_empty()).collect()
+    }
 }
 
 /// All rules of an agent.
@@ -111,6 +126,13 @@ impl Rules {
         };
         let (from, to) = (format!("iifname \"{ours}*\""), format!("oifname \"{ours}*\""));
         rule("forward", format_args!("{from} oifname \"{UPLINK}*\" counter drop"));
+        for way in self.ways.iter().filter(|way| way.direct) {
+            for (word, set) in way.sets() {
+                let within = format!("{word} saddr {{ {set} }} {word} daddr {{ {set} }} accept");
+                rule("forward", format_args!("iifname \"{}\" {within}", way.uplink));
+                rule("forward", format_args!("oifname \"{}\" {within}", way.uplink));
+            }
+        }
         for way in self.ways.iter().filter(|way| way.masquerade) {
             rule("forward", format_args!("iifname \"{}\" accept", way.uplink));
         }
@@ -136,7 +158,11 @@ impl Rules {
         for way in self.ways.iter().filter(|way| way.masquerade) {
             for subnet in &way.subnets {
                 let family = if matches!(subnet.addr(), IpAddr::V4(_)) { "ip" } else { "ip6" };
-                let from = format!("{family} saddr {subnet} oifname != \"{UPLINK}*\"");
+                let sets = way.sets().into_iter().filter(|(word, _)| way.direct && *word == family);
+                // What goes to other hosts as it is keeps its source.
+                let beyond: String =
+                    sets.map(|(word, set)| format!(" {word} daddr != {{ {set} }}")).collect();
+                let from = format!("{family} saddr {subnet}{beyond} oifname != \"{UPLINK}*\"");
                 rule("postrouting", format_args!("{from} meta l4proto udp masquerade to :{ports}"));
                 rule("postrouting", format_args!("{from} masquerade"));
             }
@@ -217,12 +243,17 @@ mod tests {
     }
 
     fn rules(masquerade: bool, host_access: bool) -> String {
+        with_direct(masquerade, host_access, false)
+    }
+
+    fn with_direct(masquerade: bool, host_access: bool, direct: bool) -> String {
         let owner = Owner::new(Path::new("/nowhere/a"));
         let way = Way {
             uplink: owner.uplink("n1"),
             subnets: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
             masquerade,
             host_access,
+            direct,
         };
         Rules { owner, ways: vec![way], udp_ports: 4790..=32767 }.script()
     }
@@ -236,6 +267,20 @@ mod tests {
         let text = rules(true, true);
         assert!(text.contains("ip saddr 192.0.2.0/24 oifname != \"sky*\" meta l4proto udp"));
         assert!(text.contains("ip6 saddr 2001:db8::/64"), "{text}");
+    }
+
+    #[test]
+    fn packets_that_go_as_they_are_pass_and_keep_their_source() {
+        let text = with_direct(true, false, true);
+        let forward: Vec<&str> = text.lines().filter(|line| line.contains(" forward ")).collect();
+        let at = |part: &str| forward.iter().position(|line| line.contains(part)).unwrap();
+        let passes = at("ip6 saddr { 2001:db8::/64 } ip6 daddr { 2001:db8::/64 } accept");
+        // Never from one network to another, but before anything else is ended.
+        assert!(at("oifname \"sky*\" counter drop") < passes);
+        assert!(passes < forward.iter().rposition(|line| line.ends_with("drop")).unwrap());
+        let beyond = "ip saddr 192.0.2.0/24 ip daddr != { 192.0.2.0/24 } oifname != \"sky*\" masq";
+        assert!(text.contains(beyond), "{text}");
+        assert!(!rules(true, false).contains("daddr"));
     }
 
     #[test]

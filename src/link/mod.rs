@@ -43,6 +43,7 @@
 //! under a millisecond on a thread of its own.
 
 pub mod cleanup;
+pub mod direct;
 pub mod endpoint;
 mod error;
 pub mod firewall;

@@ -119,6 +119,17 @@ pub(super) async fn settle_routes(
     Ok(())
 }
 
+/// All our routes, with the interfaces that they lead through.
+pub(super) async fn our_routes(netlink: &Netlink) -> Result<Vec<(u32, Route)>, Error> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let routes = netlink.routes(family).await?.into_iter();
+        let ours = routes.filter(|message| message.header.protocol == PROTOCOL);
+        found.extend(ours.filter_map(|it| Some((device(&it)?, Route::read(&it)?))));
+    }
+    Ok(found)
+}
+
 /// Makes `wanted` exactly the prefixes that are answered unreachable where no longer one has a route.
 pub(super) async fn settle_unreachable(netlink: &Netlink, wanted: &[IpNet]) -> Result<(), Error> {
     let mut present = Vec::new();

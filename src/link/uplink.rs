@@ -50,6 +50,8 @@ pub struct Uplink {
     pub mtu: u32,
     /// What the host has routes to.
     pub subnets: Vec<IpNet>,
+    /// What goes out by it although it is in the subnets: the host sends it on ([`super::direct`]).
+    pub direct: Vec<IpNet>,
     /// Where the addresses of the two ends come from.
     pub pools: Pools,
 }
@@ -115,6 +117,10 @@ pub async fn settle(inside: &Netlink, host: &Netlink, wanted: &Uplink) -> Result
         let any = if pair.host.addr().is_ipv6() { IpAddr::from([0; 16]) } else { [0; 4].into() };
         let to = IpNet::new(any, 0).ok()?;
         Some(Route { to, via: Some(pair.host.addr()), source: None, metric: METRIC })
+    }));
+    out.extend(wanted.direct.iter().filter_map(|to| {
+        let via = Some(with(to.addr())?.host.addr());
+        Some(Route { to: *to, via, source: None, metric: METRIC })
     }));
     settle_routes(inside, &near, &out).await?;
     let mut back = connected(&of(|pair| pair.host));

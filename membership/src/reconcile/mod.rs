@@ -296,10 +296,7 @@ impl Reconciler {
     #[must_use]
     pub fn has_ways(&self, view: &View) -> bool {
         let mut records = self.tables.keys().filter_map(|id| view.network(id));
-        records.any(|item| {
-            let wanted = item.record.options.encapsulate.unwrap_or_default();
-            item.record.mode.is_routed() && wanted != Encapsulate::Always
-        })
+        records.any(|item| gateway::goes_direct(&item.record))
     }
 
     /// The host of a VTEP's slot; `None` for a static one.

@@ -32,6 +32,7 @@ use std::time::Duration;
 use encap::probe::{self, Hello, Way};
 use fdb::Millis;
 use ipnet::IpNet;
+use membership::gateway;
 use membership::key::{HostName, NetworkId};
 use membership::record::{Encapsulate, NetworkRecord};
 use tokio::time::{MissedTickBehavior, interval};
@@ -116,6 +117,29 @@ impl Paths {
         };
         direct.then_some(entry.peer.vtep)
     }
+}
+
+/// The routes of packets of a network that go as they are: what another host has, and its VTEP.
+#[must_use]
+pub fn direct_routes(agent: &Agent, record: &NetworkRecord) -> Vec<(IpNet, IpAddr)> {
+    if !gateway::goes_direct(record) {
+        return Vec::new();
+    }
+    let all = agent.tables.elsewhere(&record.id).into_iter();
+    let direct = all.filter_map(|(to, host)| {
+        let via = agent.paths.direct(record, &host)?;
+        (via.is_ipv6() == to.addr().is_ipv6()).then_some((to, via))
+    });
+    direct.collect()
+}
+
+/// Where direct hellos come from, by the VTEPs of their senders. A host that refuses what it would not
+/// answer by the same interface needs routes to them, before anything else goes that way.
+#[must_use]
+pub fn hello_routes(agent: &Agent) -> Vec<(IpNet, IpAddr)> {
+    let entries = agent.paths.lock();
+    let of = |entry: &Entry| Some((IpNet::from(entry.peer.direct?.1), entry.peer.vtep));
+    entries.values().filter_map(of).collect()
 }
 
 fn text(why: Why) -> String {

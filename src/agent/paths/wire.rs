@@ -24,7 +24,7 @@ const OUTER_MAX: usize = ipv6::HEADER_LEN;
 
 /// The sockets of one of this host's VTEP addresses.
 #[derive(Debug)]
-pub struct Sender {
+pub(super) struct Sender {
     source: IpAddr,
     raw: Socket,
     udp: UdpSocket,
@@ -35,7 +35,7 @@ impl Sender {
     ///
     /// # Errors
     /// The address is not here, or the capability is missing.
-    pub fn open(source: IpAddr) -> io::Result<Self> {
+    pub(super) fn open(source: IpAddr) -> io::Result<Self> {
         let at = SocketAddr::new(source, 0);
         let domain = Domain::for_address(at);
         let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
@@ -47,7 +47,7 @@ impl Sender {
 
     /// The address that they send from.
     #[must_use]
-    pub fn source(&self) -> IpAddr {
+    pub(super) fn source(&self) -> IpAddr {
         self.source
     }
 
@@ -55,7 +55,7 @@ impl Sender {
     ///
     /// # Errors
     /// As the kernel says; a hello that is not sent is one that is lost.
-    pub fn encapsulated(&self, hello: &Hello, to: IpAddr, port: u16) -> io::Result<()> {
+    pub(super) fn encapsulated(&self, hello: &Hello, to: IpAddr, port: u16) -> io::Result<()> {
         let mut packet = [0; OUTER_MAX + probe::PACKET_MAX];
         let (outer, inner) = packet.split_at_mut(OUTER_MAX);
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -110,7 +110,7 @@ impl Sender {
     ///
     /// # Errors
     /// As the kernel says; a hello that is not sent is one that is lost.
-    pub fn direct(
+    pub(super) fn direct(
         &self,
         hello: &Hello,
         source: IpAddr,

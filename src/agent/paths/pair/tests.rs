@@ -130,7 +130,7 @@ fn one_direction_is_none() {
 fn silence_changes_nothing() {
     let mut world = World::new();
     world.run(10_000);
-    Way::ALL.map(|way| world.set(way, false));
+    Way::ALL.into_iter().for_each(|way| world.set(way, false));
     world.run(60_000);
     assert_eq!(world.used(), [Way::IpIp; 2]);
     // Back by one way only.
