@@ -462,6 +462,7 @@ fn routed(record: &NetworkRecord) -> Option<fdb::Routed> {
     Some(fdb::Routed {
         carrier,
         fallback: falls_back(record),
+        mss: record.options.mss_clamp.unwrap_or(false),
         ports: fdb::UdpPorts { v4, v6 },
         subnets: subnets.collect(),
     })

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use encap::probe::{self, Hello, Way};
-use fdb::Millis;
+use fdb::{Millis, Via};
 use ipnet::IpNet;
 use membership::gateway;
 use membership::key::{HostName, NetworkId};
@@ -213,7 +213,7 @@ fn forget(agent: &Agent, sockets: &mut Sockets) {
     *sockets = Sockets::default();
     drop(entries);
     // Hellos of hosts that do not know it yet.
-    agent.datapath.hellos().drain().for_each(drop);
+    agent.datapath.probes().drain().for_each(drop);
     agent.clear_warning(UNPROBED);
     agent.routers.wake();
 }
@@ -306,13 +306,10 @@ fn settle(agent: &Agent, found: BTreeMap<HostName, Peer>, now: Millis) -> bool {
 /// Takes what others sent.
 fn hear(agent: &Agent, sockets: &Sockets, now: Millis) {
     let mut entries = agent.paths.lock();
-    for caught in agent.datapath.hellos().drain() {
-        let Some((source, destination, hello)) = probe::packet(caught.packet()) else { continue };
-        let way = if caught.in_udp { Way::Udp } else { Way::IpIp };
-        // Between the two VTEPs, inside and outside.
-        let from = entries.values_mut().find(|entry| {
-            entry.peer.vtep == source && entry.peer.source == destination && source == caught.from
-        });
+    for found in agent.datapath.probes().drain() {
+        let Some(hello) = Hello::parse(found.payload()) else { continue };
+        let way = if found.via == Via::Ip { Way::IpIp } else { Way::Udp };
+        let from = entries.values_mut().find(|entry| entry.peer.vtep == found.source);
         if let Some(entry) = from.filter(|_| hello.way == way) {
             entry.pair.hear(&hello, now);
         }
