@@ -28,9 +28,9 @@ use super::routers::RouterState;
 use super::tables::Tables;
 use crate::control::types::Error;
 use crate::datapath::Datapath;
-use crate::link::source_check::Guarded;
 use crate::link::names::{TAP, TUN};
 use crate::link::routed::{self, RoutedLink};
+use crate::link::source_check::Guarded;
 use crate::link::{self, NetworkLink, NetworkNs, Owner};
 use crate::port::queue::PortOffload;
 use crate::port::{tap, tun};
@@ -286,8 +286,9 @@ impl Networks {
         let key = tables.activate(&record.id)?;
         if let Err(err) = listen(tables, datapath, key) {
             tables.deactivate(&record.id);
-            return Err(Error::conflict(format!("network {} cannot be received", record.name))
-                .cause(err));
+            return Err(
+                Error::conflict(format!("network {} cannot be received", record.name)).cause(err)
+            );
         }
         let count = queues.len();
         let switched = tables.switches_locally(key);

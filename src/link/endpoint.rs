@@ -421,7 +421,8 @@ async fn route_via(
     match sandbox.route_add(message, &text).await {
         Err(error) if error.errno() == Some(libc::EEXIST) => {
             let same = |route: &RouteMessage| {
-                let to = route.attributes.contains(&RouteAttribute::Destination(destination.into()));
+                let to =
+                    route.attributes.contains(&RouteAttribute::Destination(destination.into()));
                 route.header.destination_prefix_length == length
                     && (length == 0 || to)
                     && wanted.iter().all(|attribute| route.attributes.contains(attribute))

@@ -149,7 +149,8 @@ impl Inside {
                 continue;
             }
             let own = self.own.iter().find(|own| own.is_ipv6() == v6);
-            let to = own.map_or_else(|| "masquerade".to_owned(), |own| format!("snat {word} to {own}"));
+            let to =
+                own.map_or_else(|| "masquerade".to_owned(), |own| format!("snat {word} to {own}"));
             line(format_args!(
                 "add rule inet skybridge_routed postrouting iifname \"{}\" \
                  {word} saddr != {{ {} }} {to}",
@@ -184,7 +185,8 @@ pub async fn ensure(wanted: &RoutedLink) -> Result<NetworkNs, Error> {
 async fn prepare(wanted: &RoutedLink, namespace: &NetNs) -> Result<Netlink, Error> {
     let no_ipv6 = if wanted.ipv6 { "0" } else { "1" };
     run_in(namespace, || {
-        let all = SETTINGS.iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop));
+        let all =
+            SETTINGS.iter().try_for_each(|(name, value)| sysctl::ensure(name, value).map(drop));
         all.and_then(|()| sysctl::ensure("net/ipv6/conf/default/disable_ipv6", no_ipv6).map(drop))
     })??;
     let netlink = Netlink::open(namespace)?;

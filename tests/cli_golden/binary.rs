@@ -46,7 +46,9 @@ fn commands_print_what_the_agent_says() {
         tokio::task::spawn_blocking(move || {
             let with = |args: &[&str]| ok(&[args, &["--socket", &socket]].concat());
             if std::env::var_os("SKYBRIDGE_UPDATE_GOLDEN").is_none() {
-                for name in ["status", "hosts", "endpoints", "fdb", "neighbors", "routes", "drops", "stats"] {
+                for name in
+                    ["status", "hosts", "endpoints", "fdb", "neighbors", "routes", "drops", "stats"]
+                {
                     assert_eq!(with(&[name]), golden_text(&format!("text/{name}.txt")), "{name}");
                 }
             }

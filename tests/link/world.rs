@@ -104,6 +104,7 @@ impl Drop for World {
 
 pub fn plug(sandbox: &NetNs, endpoint: &str, number: u8) -> Plug {
     Plug {
+        subnets: Vec::new(),
         endpoint: endpoint.into(),
         sandbox: sandbox.clone(),
         ifname: "eth0".into(),

@@ -149,7 +149,9 @@ pub(crate) async fn enter(
 
 /// The first of two free ports.
 fn free_pair(taken: &BTreeSet<u16>) -> Option<u16> {
-    let free = |port: &u16| ![*port, port + 1].iter().any(|port| taken.contains(port) || is_well_known(*port));
+    let free = |port: &u16| {
+        ![*port, port + 1].iter().any(|port| taken.contains(port) || is_well_known(*port))
+    };
     (FIRST_UDP_PORT..LAST_UDP_PORT).step_by(2).find(free)
 }
 

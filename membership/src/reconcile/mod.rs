@@ -41,9 +41,7 @@ use serde::Serialize;
 
 use crate::gateway;
 use crate::key::{EndpointId, HostName, NetworkId};
-use crate::record::{
-    Compat, Encapsulate, Local, Mode, NetworkOptions, NetworkRecord, VtepRecord,
-};
+use crate::record::{Compat, Encapsulate, Local, Mode, NetworkOptions, NetworkRecord, VtepRecord};
 use crate::view::{Change, View};
 use network::Tables;
 use suspect::Suspects;

@@ -280,10 +280,8 @@ impl Reconciler {
             .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address)?)))
             .collect();
         tables.put_statics(&vteps, out);
-        let moved = match tables.routes.as_mut() {
-            Some(routes) if routes.set_subnets(&record.subnets) => tables.addresses(),
-            _ => Vec::new(),
-        };
+        let changed = tables.routes.as_mut().is_some_and(|it| it.set_subnets(&record.subnets));
+        let moved = if changed { tables.addresses() } else { Vec::new() };
         self.decide(&record.id, moved, out);
         self.refresh_flood(&record.id, out);
         self.drop_statics(out);

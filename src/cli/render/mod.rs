@@ -19,8 +19,8 @@ pub use store::members;
 
 use super::table::{Cell, Tone};
 use crate::control::types::{
-    Drops, Endpoint, FdbEntry, Garbage, Host, HostVtep, NeighborEntry, Network, PlaceKind, RouteEntry,
-    SourceKind, StaticVtep,
+    Drops, Endpoint, FdbEntry, Garbage, Host, HostVtep, NeighborEntry, Network, PlaceKind,
+    RouteEntry, SourceKind, StaticVtep,
 };
 
 /// Listings in a stable order.

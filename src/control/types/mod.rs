@@ -16,7 +16,7 @@ pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
     Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, Limit, NeighborEntry,
-    NetworkStats, PlaceKind, SourceKind, Stats,
+    NetworkStats, PlaceKind, RouteEntry, SourceKind, Stats,
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,

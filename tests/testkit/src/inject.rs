@@ -23,6 +23,31 @@ pub fn send_frames(netns: &Netns, interface: &str, frames: &[Vec<u8>]) {
     }
 }
 
+/// Sends one IPv4 packet with a payload of any `protocol` that the kernel gives no header of its own.
+///
+/// # Panics
+///
+/// If the namespace has no route or the kernel refuses it.
+#[track_caller]
+pub fn send_protocol(
+    netns: &Netns,
+    protocol: u8,
+    (from, to): (Ipv4Addr, Ipv4Addr),
+    payload: &[u8],
+) {
+    let socket = netns.enter(|| {
+        socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::RAW,
+            Some(socket2::Protocol::from(i32::from(protocol))),
+        )
+        .expect("root may open a raw socket")
+    });
+    let address = |ip| socket2::SockAddr::from(std::net::SocketAddr::from((ip, 0)));
+    socket.bind(&address(from)).expect("the namespace has the address");
+    socket.send_to(payload, &address(to)).expect("the packet is sent");
+}
+
 /// A packet socket that sends out of one interface.
 pub(crate) struct FrameSocket {
     socket: OwnedFd,

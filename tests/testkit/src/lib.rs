@@ -59,7 +59,7 @@ pub use capability::{Cap, missing};
 pub use capture::Capture;
 pub use container::Container;
 pub use harness::Suite;
-pub use inject::{Tap, send_frames, udp_frame};
+pub use inject::{Tap, send_frames, send_protocol, udp_frame};
 pub use lab::{Family, Host, Lab, LabBuilder, Store, Underlay};
 pub use netns::{Netns, sweep};
 pub use ovs::OvsVtep;
