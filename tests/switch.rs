@@ -4,6 +4,8 @@
 //! - `switch/local.rs`: frames between containers of one host;
 //! - `switch/checks.rs`: whose frames are taken, and learning;
 //! - `switch/paths.rs`: what a path refuses, what is learned of it, and when it is forgotten;
+//! - `switch/packets.rs`: networks of packets, end to end and what their paths refuse;
+//! - `switch/packets_checks.rs`: whose packets are taken, and each drop reason of theirs;
 //! - `switch/drops.rs`: each drop reason by one crafted frame, counted once, at the right place;
 //! - `switch/random.rs`: arbitrary bytes never panic, and no frame is lost from the counters.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
@@ -19,6 +21,10 @@ mod frames;
 mod lab;
 #[path = "switch/local.rs"]
 mod local;
+#[path = "switch/packets.rs"]
+mod packets;
+#[path = "switch/packets_checks.rs"]
+mod packets_checks;
 #[path = "switch/paths.rs"]
 mod paths;
 #[path = "switch/random.rs"]

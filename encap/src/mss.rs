@@ -48,6 +48,21 @@ pub fn clamp(link: Link, frame: &mut [u8], mtu: u16, partial: bool) -> bool {
     true
 }
 
+/// As [`clamp`], for a packet from the wire, whose checksum is complete, or partial as a kernel peer on
+/// an offloading underlay leaves it. One that is neither is left alone.
+pub fn clamp_received(link: Link, frame: &mut [u8], mtu: u16) -> bool {
+    let Some(ip) = Network::parse(link, frame).filter(|ip| ip.protocol == tcp::PROTOCOL) else {
+        return false;
+    };
+    if u16_at(frame, ip.l4 + tcp::field::FLAGS) & tcp::SYN == 0 || ip.opaque {
+        return false;
+    }
+    let pseudo_header = ip.pseudo_header(frame).u16((ip.end - ip.l4) as u16);
+    let whole = pseudo_header.bytes(frame.get(ip.l4..ip.end).unwrap_or(&[])).verifies();
+    let partial = u16_at(frame, ip.l4 + tcp::field::CHECKSUM) == pseudo_header.fold();
+    (whole || partial) && clamp(link, frame, mtu, !whole)
+}
+
 /// Where the option's value lies in `options`.
 fn value_at(options: &[u8]) -> Option<usize> {
     let mut at = 0;
@@ -132,6 +147,13 @@ mod tests {
     #[test]
     fn a_partial_checksum_and_all_else_are_left_alone() {
         let mut packet = syn(false, tcp::SYN, &[2, 4, 0x05, 0xb4]);
+        let mut received = packet.clone();
+        assert!(clamp_received(Link::None, &mut received, 1000));
+        let ip = Network::parse(Link::None, &received).unwrap();
+        assert!(sum(&received, &ip).verifies());
+        let mut wrong = packet.clone();
+        wrong[36] ^= 1;
+        assert!(!clamp_received(Link::None, &mut wrong, 1000));
         let before = u16_at(&packet, 36);
         assert!(clamp(Link::None, &mut packet, 1000, true));
         assert_eq!(u16_at(&packet, 36), before);

@@ -128,6 +128,8 @@ pub struct Routed {
     pub ports: UdpPorts,
     /// Its addresses, which tell the network of a received packet among those of its domain.
     pub subnets: Box<[Prefix]>,
+    /// Whether the segment size that TCP connections announce is lowered to the path.
+    pub mss: bool,
 }
 
 /// What an IP packet is put into.

@@ -173,6 +173,7 @@ fn routed(carrier: Carrier, port: u16, subnets: &[&str]) -> Network {
         fallback: false,
         ports: UdpPorts { v4: port, v6: port + 1 },
         subnets: subnets.iter().map(prefix).collect(),
+        mss: false,
     };
     Network { routed: Some(routed), ..network }
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A *datagram* is one VXLAN packet in one piece: a frame in the read arena with its header written
-//! in place in front of it, or a segment of a super-frame written to the scratch. Segments lie
+//! in place in front of it, or a segment of a super-frame written to the scratch; of a network of
+//! packets the bare inner packet, the payload of a UDP or of a raw socket. Segments lie
 //! there one behind the other, so that a message of them is one piece for the kernel too: gathering
 //! 44 headers and payloads costs it more than the copy, which the checksum pays for anyway.
 //!
@@ -17,7 +18,7 @@
 //! small packets cheap. A message is bounded by the segments that the kernel takes and by 65,507
 //! bytes.
 //!
-//! *Order*: datagrams of one key (VTEP, socket, TOS) leave in the order of `push`; a flow always
+//! *Order*: datagrams of one key (destination, socket, TOS) leave in the order of `push`; a flow always
 //! maps to one socket. Messages of one socket are sent in the order in which they were opened, and
 //! a message that was pushed out of the table of open ones is never added to again.
 //!
@@ -30,10 +31,8 @@
 
 use std::io;
 
-use fdb::VtepKey;
-
 use super::drop::DropReason;
-use super::path::Paths;
+use super::path::{Destination, Paths};
 use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
@@ -58,8 +57,9 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The destination.
-    pub vtep: VtepKey,
-    /// Fan of send sockets ([`crate::underlay::udp::Flavor::index`]).
+    pub to: Destination,
+    /// Fan of send sockets ([`crate::underlay::udp::Flavor::index`]), or the raw socket
+    /// ([`crate::underlay::raw::Kind::flavor`]).
     pub flavor: u8,
     /// Which socket of the fan.
     pub bucket: u8,
@@ -69,7 +69,7 @@ pub struct Key {
 
 impl Key {
     fn slot(self) -> usize {
-        let mixed = self.vtep.0.wrapping_mul(0x9e37_79b1)
+        let mixed = self.to.index().wrapping_mul(0x9e37_79b1)
             ^ u32::from(self.bucket).wrapping_mul(0x85eb_ca6b)
             ^ u32::from(self.flavor) << 7
             ^ u32::from(self.tos) << 13;
@@ -150,7 +150,7 @@ pub struct SendQueue {
     /// Segments of one message; 1 switches segmentation off.
     segments: u32,
     /// Keys used since the last flush, as one bit per bucket of each flavor.
-    used: [u64; crate::underlay::udp::Flavor::COUNT],
+    used: [u64; crate::underlay::FLAVORS],
     call_pieces: Vec<Piece>,
     call_messages: Vec<Message>,
     call_pending: Vec<u32>,
@@ -317,7 +317,7 @@ impl SendQueue {
             at = datagram.next;
         }
         self.call_messages.push(Message {
-            destination: pending.key.vtep.0,
+            destination: pending.key.to.index(),
             segment: if pending.count > 1 { pending.segment as u16 } else { 0 },
             tos: pending.key.tos,
             first_piece,
@@ -375,7 +375,7 @@ impl SendQueue {
                     out.drops.add(DropReason::OutUnderlayBusy, count);
                 }
                 Some(libc::EINVAL | libc::EIO | libc::EOPNOTSUPP) if pending.count > 1 => {
-                    if let Some(path) = out.paths.get_mut(pending.key.vtep) {
+                    if let Some(path) = out.paths.get_mut(pending.key.to) {
                         path.refuse_gso(out.now_ms);
                     }
                     out.counters.gso_fallbacks.add(1);
@@ -427,7 +427,7 @@ impl SendQueue {
         while let Some(datagram) = self.datagrams.get(at as usize) {
             let pieces = [datagram.piece];
             let message = Message {
-                destination: pending.key.vtep.0,
+                destination: pending.key.to.index(),
                 segment: 0,
                 tos: pending.key.tos,
                 first_piece: 0,

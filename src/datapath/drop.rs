@@ -72,8 +72,20 @@ reasons! {
         "The source MAC of a frame from the port is zero or a group address.",
         "a sandbox sends crafted frames; a capture on its interface shows them";
     OutSourceNotLocal = "out_source_not_local", Outbound,
-        "The source MAC belongs to an endpoint of another host.",
+        "The source MAC, of a packet the source address, belongs to an endpoint of another host.",
         "an endpoint moved and the old sandbox still sends, or a sandbox forges its address";
+    OutTtl = "out_ttl", Outbound,
+        "A packet without any TTL or hop limit left, which must not be carried on (RFC 2003 section 3.1).",
+        "a routing loop, or a sandbox that sends crafted packets";
+    OutLoop = "out_loop", Outbound,
+        "A packet from a VTEP address of this host, or from or to the VTEP that it would be sent to (RFC 2003 section 3.2).",
+        "a route leads the underlay into the overlay: compare `ip route` of the host with the network's subnets";
+    OutSourceForeign = "out_source_foreign", Outbound,
+        "The source address of a packet is in none of the network's subnets.",
+        "a sandbox sends with an address that is not its own; `skybridge endpoints` lists the addresses";
+    OutGroup = "out_group", Outbound,
+        "A packet to a multicast or broadcast address, which networks of packets do not carry.",
+        "normal for neighbor discovery and service announcements; use a vxlan network for multicast";
     OutGateway = "out_gateway", Outbound,
         "A frame from or to the MAC of the network's gateway, which every host has for its own sandboxes.",
         "normal for a moment while a gateway is set up; lasting: `skybridge status` shows the uplinks";
@@ -83,6 +95,12 @@ reasons! {
     OutDestinationUnknown = "out_destination_unknown", Outbound,
         "No endpoint has the destination MAC, and the network does not flood unknown unicast.",
         "`skybridge endpoints` lists who exists; a stale neighbor entry in the sandbox heals by itself";
+    OutRouteLocal = "out_route_local", Outbound,
+        "The destination address belongs to this host, where no endpoint has it; the sender was told by ICMP.",
+        "`skybridge endpoints` lists who exists; normal for a moment after a detach";
+    OutRouteUnknown = "out_route_unknown", Outbound,
+        "No host has the destination address; the sender was told by ICMP.",
+        "`skybridge routes` lists which host has which addresses; is the target attached?";
     OutNeighborUnknown = "out_neighbor_unknown", Outbound,
         "ARP or neighbor solicitation for an address that no endpoint has.",
         "`skybridge neighbors` lists the addresses; is the target attached?";
@@ -123,42 +141,60 @@ reasons! {
     InVniFlagClear = "in_vni_flag_clear", Inbound,
         "The VXLAN header does not have the I flag, so carries no valid VNI (RFC 7348 section 5).",
         "something other than VXLAN is sent to this port";
+    InMalformed = "in_malformed", Inbound,
+        "What IP-in-IP or UDP carried is no whole IP packet.",
+        "something else is sent to this port, or the sending VTEP forwards crafted packets";
+    InFamily = "in_family", Inbound,
+        "The packet inside is not of the family that its protocol number or UDP port is for.",
+        "the sender's two ports are exchanged: the lower one is for IPv4 inside, the next for IPv6";
     InVtepUnknown = "in_vtep_unknown", Inbound,
         "The outer source address is no VTEP of any host or static entry.",
         "`skybridge hosts` lists the known ones; a host behind NAT sends from another address";
     InVniUnknown = "in_vni_unknown", Inbound,
         "No network on this host has that VNI on that port.",
         "normal for a moment after the last endpoint detached; `skybridge network ls` shows VNIs";
+    InNetworkUnknown = "in_network_unknown", Inbound,
+        "No network of this host that is carried this way has the destination address of the packet.",
+        "normal for a moment after the last endpoint detached; `skybridge network ls` shows the subnets";
     InVtepNotMember = "in_vtep_not_member", Inbound,
         "The VTEP is a static one of another network.",
         "`skybridge network vtep ls` shows which VTEPs a network has";
     InSourceInvalid = "in_source_invalid", Inbound,
-        "The inner source MAC is zero or a group address.",
+        "The inner source MAC is zero or a group address, or that of a packet no host's address.",
         "the sending VTEP forwards crafted frames";
     InGateway = "in_gateway", Inbound,
         "A frame from another host from or to the MAC of the network's gateway, or with its address as the source.",
         "a forgery behind that VTEP, or a router there with the gateway's address: `skybridge network vtep add --mac MAC=IP` tells of one";
     InSourceOwn = "in_source_own", Inbound,
-        "The inner source MAC is an endpoint of this host: a loop, a forgery, or a move not yet known.",
-        "`skybridge endpoints` shows where the MAC lives";
+        "The inner source MAC or address is an endpoint of this host: a loop, a forgery, or a move not yet known.",
+        "`skybridge endpoints` shows where it lives";
     InSourceSpoofed = "in_source_spoofed", Inbound,
-        "The inner source MAC belongs to an endpoint behind another VTEP.",
-        "a move not yet known there, or a forgery; `skybridge fdb` shows the owner";
+        "The inner source MAC, of a packet the source address, belongs to an endpoint behind another VTEP.",
+        "a move not yet known there, or a forgery; `skybridge fdb` and `skybridge routes` show the owner";
+    InSourceForeign = "in_source_foreign", Inbound,
+        "The inner source address of a packet is in none of the network's subnets.",
+        "a forgery behind that VTEP, or its host does not masquerade what it lets into the network";
     InSourceAddressSpoofed = "in_source_address_spoofed", Inbound,
         "The inner source IP, or an address that ARP or neighbor discovery claim, belongs to an endpoint with another MAC.",
         "a forgery behind that VTEP; `skybridge neighbors` shows the owner";
     InSourcePending = "in_source_pending", Inbound,
-        "The inner source MAC has no owner yet, and the network's source check is strict.",
+        "The inner source MAC or address has no owner yet, and the network's source check is strict.",
         "normal for a moment after an attach elsewhere; lasting: the sender is not in the store";
     InNested = "in_nested", Inbound,
-        "The inner packet is itself VXLAN for a VTEP of this host.",
+        "The inner packet is itself VXLAN, IP-in-IP or IP in UDP for a VTEP of this host.",
         "a loop: an overlay route swallows its own underlay";
+    InTtl = "in_ttl", Inbound,
+        "The packet inside has no TTL or hop limit left (RFC 2003 section 3.1).",
+        "the sending VTEP forwards crafted packets";
+    InDatagramSizes = "in_datagram_sizes", Inbound,
+        "UDP longer than the MTU, joined by a kernel on the way: IP-in-IP does not tell the sizes of the datagrams in it.",
+        "switch UDP segmentation off at the sending kernel (`ethtool -K DEVICE tx-udp-segmentation off`), or use `--mode ipudp`";
     InEcn = "in_ecn", Inbound,
         "Congestion was marked outside a packet that does not support ECN (RFC 6040 section 4.2).",
         "congestion on the underlay; the inner sender must see a loss";
     InDestinationNotHere = "in_destination_not_here", Inbound,
-        "The destination MAC is not an endpoint of this host.",
-        "the sender's table is stale for a moment after a move; lasting: compare `skybridge fdb` on both";
+        "The destination MAC or address is not an endpoint of this host.",
+        "the sender's table is stale for a moment after a move; lasting: compare `skybridge fdb`, or `skybridge routes`, on both";
     InLinkLocalControl = "in_link_local_control", Inbound,
         "A frame of a link-local control protocol arrived from another host.",
         "the sending VTEP bridges control frames";

@@ -21,15 +21,16 @@ use super::inbound::Inbound;
 use super::learn::{self, LearnQueue};
 use super::ledger::{self, Ledger};
 use super::port::PortStats;
+use super::probe::Probes;
 use super::pulse::Pulse;
 use super::worker::{Command, Setup, Worker};
 use crate::port::queue::Queue;
 use crate::sys::sockopt::Queued;
 use crate::sys::{privilege, thread};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
-use crate::underlay;
 use crate::underlay::probe::UdpOffload;
 use crate::underlay::udp::{self, Listener, Plan, Sockets};
+use crate::underlay::{self, Carries, Watcher};
 
 /// How long a worker may take to answer a command before it is given up.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,13 +113,17 @@ pub struct Datapath {
     pub(super) workers: Vec<CachePadded<Running>>,
     learn: Arc<LearnQueue>,
     heard: Arc<Heard>,
+    probes: Arc<Probes>,
     ledger: Ledger,
     ports: DashMap<NetworkKey, Port>,
-    pub(super) listening: Mutex<Vec<u16>>,
+    /// The UDP ports that are listened on, and for what.
+    pub(super) listening: Mutex<Vec<(u16, Carries)>>,
+    /// Whether the raw sockets are open.
+    pub(super) raw: Mutex<bool>,
     /// The ports of the send sockets, the same for all workers.
     pub(super) sources: Mutex<udp::SourcePorts>,
     /// The workers' receive sockets, to be looked at only.
-    pub(super) watched: Mutex<Vec<Listener>>,
+    pub(super) watched: Mutex<Vec<Watcher>>,
     /// The most bytes that waited in one of them, as far as it was seen.
     received_high: AtomicU64,
     /// Datagrams that they had no room for, at the last look.
@@ -141,9 +146,13 @@ impl Datapath {
             workers: Vec::new(),
             learn: Arc::new(LearnQueue::default()),
             heard: Arc::new(Heard::default()),
+            probes: Arc::default(),
             ledger: Ledger::default(),
             ports: DashMap::new(),
-            listening: Mutex::new(config.ports.clone()),
+            listening: Mutex::new(
+                config.ports.iter().map(|port| (*port, Carries::Frames)).collect(),
+            ),
+            raw: Mutex::default(),
             sources: Mutex::default(),
             watched: Mutex::default(),
             received_high: AtomicU64::new(0),
@@ -194,6 +203,7 @@ impl Datapath {
             sockets,
             offload: config.offload,
             fan: config.fan,
+            addresses: config.addresses.clone(),
             underlay_mtu: config.underlay_mtu,
             tables: tables.clone(),
             inbound: Inbound::new(
@@ -204,7 +214,8 @@ impl Datapath {
                 Arc::clone(&drops),
                 Arc::clone(&self.learn),
                 Arc::clone(&self.heard),
-            ),
+            )
+            .with_probes(Arc::clone(&self.probes)),
             commands: receiver,
             wake: Arc::clone(&wake),
             pulse: Arc::clone(&pulse),
@@ -329,6 +340,12 @@ impl Datapath {
         &self.learn
     }
 
+    /// Probes of the tunnels, received from other hosts.
+    #[must_use]
+    pub fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
     /// Whether a valid datagram came from `vtep` since the last call.
     #[must_use]
     pub fn heard(&self, vtep: fdb::VtepKey) -> bool {
@@ -376,7 +393,7 @@ impl Datapath {
     fn received(&self) -> Queued {
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sum = Queued::default();
-        for queue in watched.iter().flat_map(Listener::queue) {
+        for queue in watched.iter().flat_map(Watcher::queue) {
             sum.dropped += queue.dropped;
             sum.used_bytes = sum.used_bytes.max(queue.used_bytes);
             sum.limit_bytes = sum.limit_bytes.max(queue.limit_bytes);

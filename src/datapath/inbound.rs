@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use encap::coalesce::{Coalescer, Seen, Sink};
+use encap::coalesce::{Coalescer, Sink};
 use encap::{MacAddr, ecn, vnet, vxlan};
 use fdb::{
     MacEntry, Millis, NetworkKey, NetworkTables, Origin, Place, Snapshot, SourceCheck, VtepKey,
@@ -37,7 +37,9 @@ use super::heard::Heard;
 use super::inner::Inner;
 use super::learn::{LearnQueue, Learned, Share, Taken};
 use super::outbound::Turn;
+use super::packets_in::PassedPacket;
 use super::port::PortState;
+use super::probe::Probes;
 use crate::sys::mmsg::Received;
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
 
@@ -47,7 +49,7 @@ const ETHERNET_LEN: usize = 14;
 const SLICES: usize = 80;
 
 /// The most elements of one train; the kernel coalesces at most 64 datagrams (`UDP_GRO_CNT_MAX`).
-const ELEMENTS: usize = 256;
+pub(super) const ELEMENTS: usize = 256;
 
 /// Where finished frames go: a port's queue, or a test's list.
 pub trait Deliver {
@@ -68,15 +70,18 @@ struct Passed {
 
 /// The state of the inbound half of one worker.
 pub struct Inbound {
-    coalescer: Coalescer,
-    counters: Arc<WorkerCounters>,
-    drops: Arc<DropCounters>,
+    pub(super) coalescer: Coalescer,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) drops: Arc<DropCounters>,
     learn: Arc<LearnQueue>,
-    heard: Arc<Heard>,
+    pub(super) heard: Arc<Heard>,
     /// The last frame that passed the checks of its addresses in this batch.
     passed: Option<Passed>,
-    own: Vec<(IpAddr, u16)>,
-    coalesce: bool,
+    /// As `passed`, for packets.
+    pub(super) passed_packet: Option<PassedPacket>,
+    pub(super) probes: Arc<Probes>,
+    pub(super) own: Vec<(IpAddr, u16)>,
+    pub(super) coalesce: bool,
     confirm: Millis,
     share: Share,
     elements: Vec<vxlan::Element>,
@@ -103,12 +108,20 @@ impl Inbound {
             learn,
             heard,
             passed: None,
+            passed_packet: None,
+            probes: Arc::default(),
             own,
             coalesce,
             confirm,
             share: Share::default(),
             elements: Vec::with_capacity(ELEMENTS),
         }
+    }
+
+    /// Gives the probes of packets to this queue, shared with the other workers.
+    #[must_use]
+    pub fn with_probes(self, probes: Arc<Probes>) -> Self {
+        Self { probes, ..self }
     }
 
     /// One more address and port that this host listens on.
@@ -187,11 +200,7 @@ impl Inbound {
             let mut sink = PortSink { arena, out, counters: &self.counters };
             let seen =
                 self.coalescer.push(arena, range, network.0, element.gso_size, mtu, &mut sink);
-            match seen {
-                Seen::BadChecksum => self.counters.bad_checksum_in.add(1),
-                Seen::Partial => self.counters.partial_in.add(1),
-                Seen::Other | Seen::Valid => {}
-            }
+            self.counters.saw(seen);
             if !self.coalesce {
                 self.coalescer.flush(arena, &mut sink);
             }
@@ -203,6 +212,7 @@ impl Inbound {
         let mut sink = PortSink { arena, out, counters: &self.counters };
         self.coalescer.flush(arena, &mut sink);
         self.passed = None;
+        self.passed_packet = None;
     }
 
     fn check(
@@ -325,16 +335,16 @@ impl Inbound {
 }
 
 /// A host with an IPv4 and an IPv6 VTEP may send from either.
-fn same_host(snapshot: &Snapshot, one: VtepKey, other: VtepKey) -> bool {
+pub(super) fn same_host(snapshot: &Snapshot, one: VtepKey, other: VtepKey) -> bool {
     let host = |key| snapshot.vtep(key).and_then(|vtep| vtep.host.as_deref());
     host(one).is_some_and(|name| host(other) == Some(name))
 }
 
 /// Writes what the coalescer finishes to the port that its tag names.
-struct PortSink<'a, D> {
-    arena: &'a [u8],
-    out: &'a mut D,
-    counters: &'a WorkerCounters,
+pub(super) struct PortSink<'a, D> {
+    pub(super) arena: &'a [u8],
+    pub(super) out: &'a mut D,
+    pub(super) counters: &'a WorkerCounters,
 }
 
 impl<D: Deliver> Sink for PortSink<'_, D> {

@@ -1,4 +1,5 @@
-//! Outbound: frames from a port to the underlay.
+//! Outbound: frames from a port to the underlay. Packets of a TUN take the way of
+//! [`packets_out`](super::packets_out) from the beginning.
 //!
 //! # Theory of operation
 //!
@@ -22,14 +23,15 @@
 //! Nothing is allocated, copied (but headers), locked, logged or formatted here. Every frame ends
 //! in the queue, in a reply to its sender, or in one counted drop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use encap::{MacAddr, ecn, flow, segment, vnet, vxlan};
+use encap::{Link, MacAddr, ecn, flow, segment, vnet, vxlan};
 use fdb::{NetworkTables, Place, Snapshot, VtepKey};
 
 use super::batch::{Key, SendQueue};
 use super::drop::DropReason;
-use super::path::Paths;
+use super::path::{Destination, Paths};
 use super::port::PortState;
 use super::responder::{self, Answer};
 use crate::telemetry::counters::WorkerCounters;
@@ -46,9 +48,11 @@ pub struct Outbound {
     pub queue: SendQueue,
     /// The way to each VTEP.
     pub paths: Paths,
-    fan: u32,
-    counters: Arc<WorkerCounters>,
-    reply: Box<[u8; REPLY_BYTES]>,
+    /// This host's VTEP addresses.
+    pub own: Vec<IpAddr>,
+    pub(super) fan: u32,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) reply: Box<[u8; REPLY_BYTES]>,
     /// Set between [`Outcome::Full`] or [`Outcome::LocalAndOn`] and the frame's next offer.
     resume: Option<Resume>,
 }
@@ -95,6 +99,7 @@ impl Outbound {
         Self {
             queue: SendQueue::new(segments),
             paths: Paths::default(),
+            own: Vec::new(),
             fan: u32::try_from(fan.clamp(1, 64)).unwrap_or(1),
             counters,
             reply: Box::new([0; REPLY_BYTES]),
@@ -117,6 +122,9 @@ impl Outbound {
         at: usize,
         len: usize,
     ) -> Outcome {
+        if port.link == Link::None {
+            return self.packet(turn, port, arena, at, len);
+        }
         let drop = |reason| {
             port.stats.drops.add(reason, 1);
             Outcome::Done
@@ -325,7 +333,7 @@ impl Outbound {
             return Ok(());
         };
         let key = Key {
-            vtep,
+            to: Destination::of_vtep(vtep),
             flavor,
             bucket: (flow::hash(frame) % self.fan) as u8,
             tos: ecn::encapsulate(ecn::tos_of(frame).unwrap_or(0)),
@@ -426,11 +434,11 @@ const HEADER_ROOM: usize = vxlan::HEADER_LEN + 22 + 60 + 60;
 
 /// A frame in the arena on its way out.
 #[derive(Clone, Copy)]
-struct Offer<'a> {
-    tables: &'a NetworkTables,
-    header: vnet::Header,
-    at: usize,
-    len: usize,
+pub(super) struct Offer<'a> {
+    pub(super) tables: &'a NetworkTables,
+    pub(super) header: vnet::Header,
+    pub(super) at: usize,
+    pub(super) len: usize,
 }
 
 impl Offer<'_> {
@@ -447,7 +455,7 @@ impl Offer<'_> {
     }
 
     /// An upper bound of the bytes that its datagrams for one VTEP take in the scratch.
-    fn scratch(&self) -> usize {
+    pub(super) fn scratch(&self) -> usize {
         if self.header.gso_type == vnet::GSO_NONE {
             0
         } else {
@@ -456,7 +464,7 @@ impl Offer<'_> {
     }
 
     /// An upper bound of the datagrams that this frame becomes for one VTEP.
-    fn most_datagrams(&self) -> usize {
+    pub(super) fn most_datagrams(&self) -> usize {
         if self.header.gso_type == vnet::GSO_NONE {
             1
         } else {

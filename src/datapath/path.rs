@@ -5,13 +5,18 @@
 //! A worker keeps one [`Path`] per VTEP slot. It is refreshed when the table generation moves, and
 //! remembers what sending taught: a smaller path MTU (from the socket error queue) and a refusal of
 //! UDP segmentation. Both are forgotten after a while, so that a healed path is used in full again.
+//! That the VTEP was said to be unreachable is remembered until a sender can be told of it.
+//!
+//! The place of a datagram's destination is a [`Destination`]: the VTEP's slot for its own port, or a
+//! number given on first use for any other port, or for none (IP-in-IP has no ports).
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use encap::mtu::{self, Encapsulation};
-use fdb::{Generation, Snapshot, VtepKey};
+use fdb::{Carrier, Generation, Routed, Snapshot, VtepKey};
 
-use crate::sys::mmsg::Address;
+use crate::sys::mmsg::{Address, FURTHER};
 
 /// A learned path MTU holds as long as the kernel's own (`net.ipv4.route.mtu_expires`).
 const MTU_LIFETIME_MS: u64 = 600_000;
@@ -23,6 +28,28 @@ const LEAST_MTU_V4: u16 = 552;
 const LEAST_MTU_V6: u16 = 1280;
 /// Ethernet header of the inner frame, which counts against the inner MTU's frame but not its IP.
 const ETHERNET_LEN: usize = 14;
+
+/// Destinations of other ports than the VTEPs' own that are kept; with more, all are forgotten at the
+/// next [`Paths::expire`] and found anew.
+const FURTHER_MOST: usize = 65_536;
+
+/// Where a datagram goes, as the kernel's form of it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Destination(u32);
+
+impl Destination {
+    /// The VTEP's own port.
+    #[must_use]
+    pub const fn of_vtep(key: VtepKey) -> Self {
+        Self(key.0)
+    }
+
+    /// The index for [`crate::sys::mmsg::Message`].
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0
+    }
+}
 
 /// What is known of the way to one VTEP.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +63,13 @@ pub struct Path {
     learned_at_ms: u64,
     gso_refused_at_ms: Option<u64>,
     generation: Generation,
-    /// The largest inner frame that fits, Ethernet header included, in bytes.
+    /// IP-in-IP gets through to it, as far as is known.
+    pub ip_in_ip: bool,
+    /// It was said to be unreachable, and no sender was told of it yet.
+    unreachable: bool,
+    /// Bytes of the largest outer packet that fits.
+    outer: u16,
+    /// The largest inner frame that fits in VXLAN, Ethernet header included, in bytes.
     pub max_frame: usize,
 }
 
@@ -45,6 +78,29 @@ impl Path {
     #[must_use]
     pub fn is_ipv6(&self) -> bool {
         self.address.is_ipv6()
+    }
+
+    /// The VTEP's address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    /// The largest inner IP packet that fits, in bytes.
+    #[inline]
+    #[must_use]
+    pub fn max_packet(&self, encapsulation: Encapsulation) -> u16 {
+        mtu::inner(encapsulation, self.is_ipv6(), self.outer)
+    }
+
+    /// What packets of this network are put into on their way to the VTEP.
+    #[inline]
+    #[must_use]
+    pub fn encapsulation(&self, routed: &Routed) -> Encapsulation {
+        match routed.carrier {
+            Carrier::IpIp if self.ip_in_ip || !routed.fallback => Encapsulation::IpIp,
+            Carrier::IpIp | Carrier::IpUdp => Encapsulation::IpUdp,
+        }
     }
 
     /// Whether UDP segmentation may be tried now.
@@ -66,8 +122,8 @@ impl Path {
             .into_iter()
             .filter(|mtu| *mtu != 0)
             .fold(own_mtu, u16::min);
-        let inner = least.saturating_sub(mtu::overhead(Encapsulation::Vxlan, self.is_ipv6()));
-        self.max_frame = usize::from(inner) + ETHERNET_LEN;
+        self.outer = least;
+        self.max_frame = usize::from(self.max_packet(Encapsulation::Vxlan)) + ETHERNET_LEN;
     }
 }
 
@@ -76,6 +132,12 @@ impl Path {
 pub struct Paths {
     paths: Vec<Option<Path>>,
     addresses: Vec<Address>,
+    further: Vec<Address>,
+    /// Whose the further addresses are, and at which port.
+    owners: Vec<(VtepKey, u16)>,
+    numbers: HashMap<(VtepKey, u16), u32>,
+    /// The further destination that was asked for last.
+    recent: Option<((VtepKey, u16), Destination)>,
     own_mtu: u16,
 }
 
@@ -90,8 +152,15 @@ impl Paths {
         }
     }
 
-    /// Forgets learned path MTUs that are past their lifetime. Called every few seconds.
+    /// Forgets learned path MTUs that are past their lifetime. Called every few seconds, while nothing
+    /// waits to be sent.
     pub fn expire(&mut self, now_ms: u64) {
+        if self.further.len() > FURTHER_MOST {
+            self.further.clear();
+            self.owners.clear();
+            self.numbers.clear();
+            self.recent = None;
+        }
         for path in self.paths.iter_mut().flatten().filter(|path| path.learned_mtu != 0) {
             path.fit(self.own_mtu, now_ms);
         }
@@ -141,26 +210,90 @@ impl Paths {
                 learned_at_ms: 0,
                 gso_refused_at_ms: None,
                 generation: snapshot.generation(),
+                ip_in_ip: true,
+                unreachable: false,
+                outer: 0,
                 max_frame: 0,
             });
             path.checksum = vtep.checksum;
             path.advertised_mtu = vtep.mtu;
+            path.ip_in_ip = vtep.ip_in_ip;
             path.generation = snapshot.generation();
             path.fit(own_mtu, now_ms);
+            if kept.is_none() {
+                let further = self.owners.iter().zip(&mut self.further);
+                for ((_, port), form) in further.filter(|((owner, _), _)| *owner == key) {
+                    *form = Address::from(SocketAddr::new(address.ip(), *port));
+                }
+            }
             *kernel_form = Address::from(address);
             *slot = Some(path);
         }
     }
 
-    /// The path to `key` if it was resolved before.
-    pub fn get_mut(&mut self, key: VtepKey) -> Option<&mut Path> {
-        self.paths.get_mut(key.0 as usize)?.as_mut()
+    /// The place of `port` of a VTEP whose path was resolved; 0 where the transport has no ports.
+    #[inline]
+    pub fn at_port(&mut self, key: VtepKey, port: u16) -> Destination {
+        match self.recent {
+            Some((of, destination)) if of == (key, port) => destination,
+            _ => self.find_port(key, port),
+        }
     }
 
-    /// Destinations in the kernel's form, indexed by VTEP slot.
+    fn find_port(&mut self, key: VtepKey, port: u16) -> Destination {
+        let number = match self.numbers.get(&(key, port)) {
+            Some(number) => *number,
+            None => {
+                let Some(Some(path)) = self.paths.get(key.0 as usize) else {
+                    return Destination::of_vtep(key);
+                };
+                // Grows with the first packet to it.
+                let number = self.further.len() as u32;
+                self.further.push(Address::from(SocketAddr::new(path.address.ip(), port)));
+                self.owners.push((key, port));
+                self.numbers.insert((key, port), number);
+                number
+            }
+        };
+        let destination = Destination(FURTHER | number);
+        self.recent = Some(((key, port), destination));
+        destination
+    }
+
+    /// The VTEP at a [`Destination::index`], and the port where it is not the VTEP's own.
     #[must_use]
-    pub fn addresses(&self) -> &[Address] {
-        &self.addresses
+    pub fn at_index(&self, index: u32) -> Option<(VtepKey, Option<u16>)> {
+        if index & FURTHER == 0 {
+            return Some((VtepKey(index), None));
+        }
+        let (vtep, port) = *self.owners.get((index & !FURTHER) as usize)?;
+        Some((vtep, Some(port)))
+    }
+
+    /// The path to `destination` if it was resolved before.
+    pub fn get_mut(&mut self, destination: Destination) -> Option<&mut Path> {
+        let (vtep, _) = self.at_index(destination.0)?;
+        self.paths.get_mut(vtep.0 as usize)?.as_mut()
+    }
+
+    /// Destinations in the kernel's form: the VTEPs' own ports, indexed by slot, and all others.
+    #[must_use]
+    pub fn addresses(&self) -> [&[Address]; 2] {
+        [&self.addresses, &self.further]
+    }
+
+    /// Whether `key` was said to be unreachable since this was asked last.
+    #[inline]
+    pub fn take_unreachable(&mut self, key: VtepKey) -> bool {
+        let path = self.paths.get_mut(key.0 as usize).and_then(Option::as_mut);
+        path.is_some_and(|path| std::mem::take(&mut path.unreachable))
+    }
+
+    /// The path said that `destination` cannot be reached.
+    pub fn note_unreachable(&mut self, destination: IpAddr) {
+        for path in self.paths.iter_mut().flatten() {
+            path.unreachable |= path.address.ip() == destination;
+        }
     }
 
     /// The path said that `mtu` bytes is the most it takes towards `destination`.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use encap::Link;
 use fdb::NetworkKey;
 
 use super::flood::Budget;
@@ -26,4 +27,6 @@ pub struct PortState {
     pub budget: Arc<Budget>,
     /// Frames between two containers of this host come here and are given back.
     pub local: bool,
+    /// What it reads and writes: frames, or packets.
+    pub link: Link,
 }

@@ -1,4 +1,4 @@
-//! ARP and ND suppression, and the answers to frames that do not fit.
+//! ARP and ND suppression, and the answers to frames that do not fit or cannot be delivered.
 //!
 //! # Theory of operation
 //!
@@ -18,7 +18,7 @@
 
 use std::net::IpAddr;
 
-use encap::{MacAddr, arp, icmpv4, icmpv6, ndp};
+use encap::{Link, MacAddr, arp, icmpv4, icmpv6, ndp};
 use fdb::{NetworkTables, Place};
 
 /// What to do with a group frame.
@@ -78,6 +78,33 @@ fn owner(tables: &NetworkTables, address: IpAddr) -> Option<(MacAddr, Place)> {
 pub fn too_big(frame: &[u8], mtu: u16, reply: &mut [u8]) -> Option<usize> {
     icmpv4::fragmentation_needed(frame, mtu, reply)
         .or_else(|| icmpv6::packet_too_big(frame, mtu, reply))
+}
+
+/// As [`too_big`], for a packet without a link layer.
+pub fn packet_too_big(packet: &[u8], mtu: u16, reply: &mut [u8]) -> Option<usize> {
+    icmpv4::fragmentation_needed_on(Link::None, packet, mtu, reply)
+        .or_else(|| icmpv6::packet_too_big_on(Link::None, packet, mtu, reply))
+}
+
+/// Why a packet cannot be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Nobody has such addresses.
+    Net,
+    /// Nobody has this address, or its host is not to be reached.
+    Host,
+}
+
+/// Writes the ICMP answer that tells the sender of `packet` that it cannot be delivered; `None` where
+/// its protocol has no such answer. It comes from the destination: a port has no address of its own,
+/// and what comes in by it must not have one of this host's.
+pub fn unreachable(packet: &[u8], why: Unreachable, reply: &mut [u8]) -> Option<usize> {
+    let (v4, v6) = match why {
+        Unreachable::Net => (icmpv4::NET_UNREACHABLE, icmpv6::NO_ROUTE),
+        Unreachable::Host => (icmpv4::HOST_UNREACHABLE, icmpv6::ADDRESS_UNREACHABLE),
+    };
+    icmpv4::unreachable_on(Link::None, packet, v4, reply)
+        .or_else(|| icmpv6::unreachable_on(Link::None, packet, v6, reply))
 }
 
 /// Writes the announcement that makes the containers of this host replace what they cached for

@@ -4,32 +4,85 @@
 //! a network is to be received on. Then the send socket makes way: each worker gets another one in
 //! its place, on a port that nobody wants, before the port is claimed. The flows of that socket
 //! change their source port once.
+//!
+//! Ports for packets of networks without frames, and the raw sockets of IP-in-IP, are opened here as
+//! well, when the first network asks for them.
 
 use std::net::SocketAddr;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use fdb::UdpPorts;
+
 use super::handle::Datapath;
 use super::worker::Command;
-use crate::underlay::{
-    self,
-    udp::{self, Flavor, Listener, Sender},
-};
+use crate::underlay::raw::RawSocket;
+use crate::underlay::udp::{self, Flavor, Listener, Sender};
+use crate::underlay::{self, Carries};
 
 /// How long a worker may take to close a socket that makes way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Datapath {
-    /// Listens on one more UDP port, if it does not yet.
+    /// Listens on one more UDP port for VXLAN, if it does not yet.
     ///
     /// # Errors
-    /// As [`udp::claim`]; nothing listens on it then.
+    /// As [`udp::claim`], or [`underlay::Error::Ours`] for a port that carries packets; nothing
+    /// listens on it then.
     pub fn listen(&self, port: u16) -> Result<(), underlay::Error> {
-        let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        if listening.contains(&port) {
+        self.listen_for(port, Carries::Frames)
+    }
+
+    /// Listens for IP packets in UDP, if it does not yet.
+    ///
+    /// # Errors
+    /// As [`Self::listen`], with VXLAN for packets.
+    pub fn listen_routed(&self, ports: UdpPorts) -> Result<(), underlay::Error> {
+        self.listen_for(ports.v4, Carries::Ipv4)?;
+        self.listen_for(ports.v6, Carries::Ipv6)
+    }
+
+    /// Opens the raw sockets for IP-in-IP, if they are not open yet. The calling thread needs
+    /// `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// As [`RawSocket::open`]; none is open then.
+    pub fn listen_ip(&self) -> Result<(), underlay::Error> {
+        let mut open = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
+        if *open {
             return Ok(());
         }
-        self.make_way(port, &listening)?;
+        let workers = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
+        let mut opened = Vec::new();
+        for (number, worker) in (0..workers).zip(&self.workers) {
+            for address in &self.config.addresses {
+                for socket in RawSocket::open(*address, number, workers)? {
+                    opened.push((worker, *address, socket));
+                }
+            }
+        }
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        for (worker, at, socket) in opened {
+            watched.extend(socket.watcher());
+            worker.tell(Command::ListenIp { at, socket });
+        }
+        *open = true;
+        Ok(())
+    }
+
+    fn listen_for(&self, port: u16, carries: Carries) -> Result<(), underlay::Error> {
+        let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, present)) = listening.iter().find(|(taken, _)| *taken == port) {
+            let for_what = match carries {
+                _ if *present == carries => return Ok(()),
+                Carries::Frames => "VXLAN",
+                Carries::Ipv4 => "IPv4 in UDP",
+                Carries::Ipv6 => "IPv6 in UDP",
+            };
+            return Err(underlay::Error::Ours { port, for_what });
+        }
+        let taken: Vec<u16> = listening.iter().map(|(port, _)| *port).collect();
+        self.make_way(port, &taken)?;
         let addresses = self.config.addresses.iter().map(|ip| SocketAddr::new(*ip, port));
         for at in addresses.clone() {
             udp::claim(at)?;
@@ -37,7 +90,7 @@ impl Datapath {
         let mut opened = Vec::new();
         for worker in &self.workers {
             for at in addresses.clone() {
-                opened.push((worker, at, Listener::open(at, self.config.offload)?));
+                opened.push((worker, at, Listener::open(at, carries, self.config.offload)?));
             }
         }
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +98,7 @@ impl Datapath {
             watched.extend(listener.watcher());
             worker.tell(Command::Listen { at, listener });
         }
-        listening.push(port);
+        listening.push((port, carries));
         Ok(())
     }
 

@@ -4,13 +4,13 @@
 //!
 //! ```text
 //!            ┌────────────── epoll ──────────────┐
-//!   ports ──►│ queue k of every TAP              │──► Outbound ──► SendQueue ──► sendmmsg
-//!   VTEPs ──►│ own receive sockets               │──► Inbound  ──► Coalescer ──► writev
+//!   ports ──►│ queue k of every TAP and TUN      │──► Outbound ──► SendQueue ──► sendmmsg
+//!   VTEPs ──►│ own receive sockets, raw sockets  │──► Inbound  ──► Coalescer ──► writev
 //!   control ►│ eventfd: commands                 │
 //!            └───────────────────────────────────┘
 //! ```
 //!
-//! Worker k owns queue k of every TAP and its own sockets; nothing on the way of a frame is shared
+//! Worker k owns queue k of every TAP and TUN and its own sockets; nothing on the way of a frame is shared
 //! between workers but the counters that others read and the bounded queue of learned addresses.
 //!
 //! A *turn*: wait; load one table snapshot; serve each ready descriptor for a bounded number of
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
-use fdb::NetworkKey;
+use fdb::{NetworkKey, Via};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
@@ -36,13 +36,17 @@ use super::drop::DropReason;
 use super::flood::Budget;
 use super::inbound::{Deliver, Inbound};
 use super::outbound::{Outbound, Outcome, Turn};
+use super::packets_in::Source;
 use super::path::Paths;
 use super::port::{PortState, PortStats};
 use super::pulse::Pulse;
 use crate::port::queue::Queue;
 use crate::sys::arena::Arena;
 use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
+use crate::sys::sockopt::Icmp;
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
+use crate::underlay::Carries;
+use crate::underlay::raw::{Kind, RawSocket};
 use crate::underlay::udp::{self, Flavor, Listener, Sender, Sockets};
 
 /// Bytes of the read arena: four super-frames, or some hundred small frames, so that they and what
@@ -109,6 +113,13 @@ pub enum Command {
         /// The socket.
         listener: Listener,
     },
+    /// Send and receive IP-in-IP with this socket, of this host's own address.
+    ListenIp {
+        /// Where it is bound.
+        at: std::net::IpAddr,
+        /// The socket.
+        socket: RawSocket,
+    },
     /// Send from another source port from now on.
     Replace {
         /// The fan.
@@ -132,6 +143,8 @@ pub struct Setup {
     pub offload: crate::underlay::probe::UdpOffload,
     /// Send sockets per fan.
     pub fan: usize,
+    /// This host's VTEP addresses.
+    pub addresses: Vec<std::net::IpAddr>,
     /// This host's underlay MTU in bytes.
     pub underlay_mtu: u16,
     /// The tables.
@@ -157,6 +170,7 @@ const KIND_PORT: u64 = 1 << 60;
 const KIND_LISTENER: u64 = 2 << 60;
 const KIND_SENDER: u64 = 3 << 60;
 const KIND_WAKE: u64 = 4 << 60;
+const KIND_RAW: u64 = 5 << 60;
 const KIND_MASK: u64 = 0xf << 60;
 
 struct Port {
@@ -188,18 +202,23 @@ impl Deliver for Ports {
     }
 }
 
-struct UdpTransmit {
+/// The worker's end of the underlay.
+struct Underlay {
     sockets: Sockets,
+    raw: [Option<RawSocket>; Kind::COUNT],
     batch: SendBatch,
 }
 
-impl UdpTransmit {
+impl Underlay {
     fn socket(&self, flavor: u8, bucket: u8) -> Option<BorrowedFd<'_>> {
-        Some(self.sockets.fan(usize::from(flavor)).get(usize::from(bucket))?.as_fd())
+        match usize::from(flavor).checked_sub(Flavor::COUNT) {
+            None => Some(self.sockets.fan(usize::from(flavor)).get(usize::from(bucket))?.as_fd()),
+            Some(raw) => Some(self.raw.get(raw)?.as_ref()?.as_fd()),
+        }
     }
 }
 
-impl Transmit for UdpTransmit {
+impl Transmit for Underlay {
     fn send(
         &mut self,
         flavor: u8,
@@ -209,7 +228,15 @@ impl Transmit for UdpTransmit {
         pieces: &[Piece],
         messages: &[Message],
     ) -> io::Result<usize> {
-        let Some(socket) = self.sockets.fan(usize::from(flavor)).get(usize::from(bucket)) else {
+        let socket = match usize::from(flavor).checked_sub(Flavor::COUNT) {
+            None => self
+                .sockets
+                .fan(usize::from(flavor))
+                .get(usize::from(bucket))
+                .map(|socket| socket.as_fd()),
+            Some(raw) => self.raw.get(raw).and_then(Option::as_ref).map(AsFd::as_fd),
+        };
+        let Some(socket) = socket else {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         };
         let ipv6 = flavor & 1 != 0;
@@ -217,7 +244,7 @@ impl Transmit for UdpTransmit {
             Flavor { ipv6, df: false, checksum: false }.index() & 1,
             usize::from(ipv6)
         );
-        self.batch.send(socket.as_fd(), ipv6, paths.addresses(), buffers, pieces, messages)
+        self.batch.send(socket, ipv6, paths.addresses(), buffers, pieces, messages)
     }
 
     fn wait(&mut self, flavor: u8, bucket: u8) -> bool {
@@ -241,8 +268,30 @@ fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
         if let (Some(destination), Some(mtu)) = (error.destination, error.mtu) {
             paths.learn_mtu(destination, u16::try_from(mtu).unwrap_or(u16::MAX), now_ms);
         }
+        if let (Some(destination), Some(icmp)) = (error.destination, error.icmp)
+            && says_unreachable(icmp)
+        {
+            paths.note_unreachable(destination);
+        }
     }
     count
+}
+
+/// What of a tunnel's errors the sender of a packet inside it is told as "unreachable" (RFC 2003
+/// section 4, RFC 2473 section 8.2): that there is no way, or that it is too long. Not that nobody
+/// listens at the port, which is between the VTEPs.
+fn says_unreachable(icmp: Icmp) -> bool {
+    const V4_UNREACHABLE: u8 = 3;
+    const V4_TIME_EXCEEDED: u8 = 11;
+    const V6_UNREACHABLE: u8 = 1;
+    const V6_TIME_EXCEEDED: u8 = 3;
+    match icmp {
+        // Not port unreachable, fragmentation needed and source route failed.
+        Icmp::V4 { kind: V4_UNREACHABLE, code } => !matches!(code, 3..=5),
+        Icmp::V6 { kind: V6_UNREACHABLE, code } => code != 4,
+        Icmp::V4 { kind, .. } => kind == V4_TIME_EXCEEDED,
+        Icmp::V6 { kind, .. } => kind == V6_TIME_EXCEEDED,
+    }
 }
 
 /// A running worker's insides.
@@ -255,7 +304,7 @@ pub struct Worker {
     ports: Ports,
     outbound: Outbound,
     inbound: Inbound,
-    transmit: UdpTransmit,
+    transmit: Underlay,
     arena: Arena,
     recv: RecvBatch,
     counters: Arc<WorkerCounters>,
@@ -283,6 +332,7 @@ impl Worker {
         let mut outbound =
             Outbound::new(setup.offload.gso_segments, setup.fan, Arc::clone(&setup.counters));
         outbound.paths.set_own_mtu(setup.underlay_mtu, 0);
+        outbound.own = setup.addresses;
         Ok(Self {
             epoll,
             wake: setup.wake,
@@ -292,8 +342,9 @@ impl Worker {
             ports: Ports::default(),
             outbound,
             inbound: setup.inbound,
-            transmit: UdpTransmit {
+            transmit: Underlay {
                 sockets: setup.sockets,
+                raw: Default::default(),
                 batch: SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL),
             },
             arena: Arena::new(ARENA_BYTES),
@@ -330,6 +381,7 @@ impl Worker {
                         self.serve_port(NetworkKey(index as u32), now_ms);
                     }
                     KIND_LISTENER => self.serve_listener(index as usize, now_ms),
+                    KIND_RAW => self.serve_raw(index as usize, now_ms),
                     KIND_SENDER => self.serve_errors(index as usize, now_ms),
                     _ => {
                         let _ = self.wake.read();
@@ -348,7 +400,8 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::AddPort { network, queue, stats, budget, local } => {
-                    self.add_port(queue, PortState { network, stats, budget, local });
+                    let link = queue.link();
+                    self.add_port(queue, PortState { network, stats, budget, local, link });
                 }
                 Command::SetLocal { network, local, done } => {
                     if let Some(port) = self.ports.get_mut(network) {
@@ -369,6 +422,7 @@ impl Worker {
                 }
                 Command::SetUnderlayMtu(mtu) => self.outbound.paths.set_own_mtu(mtu, now_ms),
                 Command::Listen { at, listener } => self.listen(at, listener),
+                Command::ListenIp { at, socket } => self.listen_ip(at, socket),
                 Command::Replace { flavor, number, sender, done } => {
                     self.replace(flavor, number, sender);
                     let _ = done.send(());
@@ -388,6 +442,19 @@ impl Worker {
         }
         listeners.push(listener);
         self.inbound.add_own((at.ip(), at.port()));
+    }
+
+    fn listen_ip(&mut self, at: std::net::IpAddr, socket: RawSocket) {
+        let index = socket.kind.index();
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_RAW | index as u64);
+        if let Err(err) = self.epoll.add(&socket, event) {
+            tracing::error!(%at, %err, "a new raw socket cannot be waited for");
+            return;
+        }
+        if let Some(place) = self.transmit.raw.get_mut(index) {
+            *place = Some(socket);
+        }
+        self.inbound.add_own((at, 0));
     }
 
     fn replace(&mut self, flavor: Flavor, number: usize, sender: Sender) {
@@ -496,6 +563,17 @@ impl Worker {
         let snapshot = self.tables.load();
         let turn = Turn { snapshot: &snapshot, now_ms };
         let Some(listener) = self.transmit.sockets.listeners.get(index) else { return };
+        if listener.carries != Carries::Frames {
+            let source = Source {
+                via: Via::Udp(listener.port),
+                carries: listener.carries,
+                outer_header: false,
+            };
+            let ends = (&mut self.recv, &mut self.inbound, &mut self.ports);
+            let paths = &mut self.outbound.paths;
+            receive_packets(listener.as_fd(), source, turn, ends, paths, &self.counters);
+            return;
+        }
         for _ in 0..ROUNDS {
             let Ok(count) = self.recv.recv(listener.as_fd()) else { return };
             self.counters.receive_calls.add(1);
@@ -511,6 +589,29 @@ impl Worker {
         }
     }
 
+    fn serve_raw(&mut self, index: usize, now_ms: u64) {
+        let snapshot = self.tables.load();
+        let turn = Turn { snapshot: &snapshot, now_ms };
+        let Some(socket) = self.transmit.raw.get(index).and_then(Option::as_ref) else { return };
+        let kind = socket.kind;
+        // What the path said would fail the next receive.
+        let errors = learn_from(socket.as_fd(), &mut self.outbound.paths, now_ms);
+        self.counters.underlay_errors.add(errors);
+        if errors != 0 {
+            socket.take_error();
+        }
+        let source = Source { via: Via::Ip, carries: kind.carries(), outer_header: !kind.ipv6 };
+        let ends = (&mut self.recv, &mut self.inbound, &mut self.ports);
+        receive_packets(
+            socket.as_fd(),
+            source,
+            turn,
+            ends,
+            &mut self.outbound.paths,
+            &self.counters,
+        );
+    }
+
     fn serve_errors(&mut self, index: usize, now_ms: u64) {
         if let Some(sender) = self.transmit.sockets.senders().nth(index) {
             let errors = learn_from(sender.as_fd(), &mut self.outbound.paths, now_ms);
@@ -519,6 +620,29 @@ impl Worker {
                 // A pending error without a queue entry would wake us for ever.
                 let _ = sender.take_error();
             }
+        }
+    }
+}
+
+/// Serves a socket whose datagrams are packets.
+fn receive_packets(
+    socket: BorrowedFd<'_>,
+    source: Source,
+    turn: Turn<'_>,
+    (recv, inbound, ports): (&mut RecvBatch, &mut Inbound, &mut Ports),
+    paths: &mut Paths,
+    counters: &WorkerCounters,
+) {
+    for _ in 0..ROUNDS {
+        let Ok(count) = recv.recv(socket) else { return };
+        counters.receive_calls.add(1);
+        for datagram in 0..count {
+            let Some(meta) = recv.meta(datagram) else { break };
+            inbound.packets(turn, source, recv.arena(), &meta, paths, ports);
+        }
+        inbound.flush(recv.arena(), ports);
+        if count < RECV_SLOTS {
+            return;
         }
     }
 }
@@ -536,7 +660,7 @@ fn give_back(port: &Port, arena: &Arena, at: usize, len: usize, counters: &Worke
 fn flush(
     outbound: &mut Outbound,
     arena: &[u8],
-    transmit: &mut UdpTransmit,
+    transmit: &mut Underlay,
     now_ms: u64,
     counters: &WorkerCounters,
     drops: &DropCounters,

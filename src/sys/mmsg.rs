@@ -71,10 +71,13 @@ pub struct Piece {
     pub len: u32,
 }
 
+/// A destination with this bit counts in the second list of addresses.
+pub const FURTHER: u32 = 1 << 31;
+
 /// One `sendmsg` of a batch: one datagram, or several that the kernel cuts at `segment` bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Message {
-    /// Index into the addresses.
+    /// Index into the first list of addresses, or with [`FURTHER`] into the second.
     pub destination: u32,
     /// Segment size in bytes; 0 for a single datagram.
     pub segment: u16,
@@ -121,7 +124,7 @@ impl SendBatch {
         &mut self,
         socket: BorrowedFd<'_>,
         ipv6: bool,
-        addresses: &[Address],
+        addresses: [&[Address]; 2],
         buffers: [&[u8]; 2],
         pieces: &[Piece],
         messages: &[Message],
@@ -148,7 +151,9 @@ impl SendBatch {
         let iovecs = self.iovecs.as_mut_ptr();
         let mut first_iovec = 0;
         for (message, control) in messages.iter().zip(&mut self.controls) {
-            let address = addresses.get(message.destination as usize).ok_or_else(invalid)?;
+            let list = addresses[usize::from(message.destination & FURTHER != 0)];
+            let address =
+                list.get((message.destination & !FURTHER) as usize).ok_or_else(invalid)?;
             let mut used = 0;
             if message.segment != 0 {
                 used += put_control(
@@ -432,7 +437,7 @@ mod tests {
         ];
         let mut batch = SendBatch::new(8, 64);
         let sent = batch
-            .send(a.as_fd(), false, &addresses, [&first, &second], &pieces, &messages)
+            .send(a.as_fd(), false, [&addresses, &[]], [&first, &second], &pieces, &messages)
             .unwrap();
         assert_eq!(sent, 2);
         let mut recv = RecvBatch::new(4);
@@ -456,9 +461,10 @@ mod tests {
         let (a, b) = pair();
         let addresses = [Address::from(b.local_addr().unwrap())];
         let pieces = [Piece { buffer: 0, offset: 0, len: 11 }];
-        let messages = [Message { destination: 0, segment: 0, tos: 0, first_piece: 0, pieces: 1 }];
+        let messages =
+            [Message { destination: FURTHER, segment: 0, tos: 0, first_piece: 0, pieces: 1 }];
         let refused = SendBatch::new(1, 1)
-            .send(a.as_fd(), false, &addresses, [&[0; 10], &[]], &pieces, &messages)
+            .send(a.as_fd(), false, [&[], &addresses], [&[0; 10], &[]], &pieces, &messages)
             .unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
     }

@@ -72,6 +72,27 @@ pub struct QueuedError {
     pub destination: Option<IpAddr>,
     /// The path MTU in bytes, for `EMSGSIZE`.
     pub mtu: Option<u32>,
+    /// Who said so by ICMP, as its type and code; `None` when the kernel itself found it out.
+    pub icmp: Option<Icmp>,
+}
+
+/// Type and code of an ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Icmp {
+    /// Of IPv4 (RFC 792).
+    V4 {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+    },
+    /// Of IPv6 (RFC 4443).
+    V6 {
+        /// Type.
+        kind: u8,
+        /// Code.
+        code: u8,
+    },
 }
 
 /// Takes one entry from the error queue of an IPv4 or IPv6 datagram socket, without waiting.
@@ -105,12 +126,16 @@ pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError>> {
         return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
     }
     let used = (header.msg_controllen as usize).min(control.0.len());
-    let mut found =
-        QueuedError { errno: 0, destination: super::mmsg::address_of(&name), mtu: None };
+    let mut found = QueuedError {
+        errno: 0,
+        destination: super::mmsg::address_of(&name),
+        mtu: None,
+        icmp: None,
+    };
     for message in super::mmsg::control_messages(&control.0[..used]) {
         let ours = (message.level == libc::IPPROTO_IP && message.kind == libc::IP_RECVERR)
             || (message.level == libc::IPPROTO_IPV6 && message.kind == libc::IPV6_RECVERR);
-        // struct sock_extended_err: errno u32, origin, type, code, pad, info u32, data u32.
+        // struct sock_extended_err: errno u32, origin, type, code, pad (u8 each), info u32, data u32.
         if let (true, Some(fields)) = (ours, message.data.first_chunk::<16>()) {
             let word = |at: usize| {
                 u32::from_ne_bytes([fields[at], fields[at + 1], fields[at + 2], fields[at + 3]])
@@ -119,6 +144,13 @@ pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError>> {
             if found.errno == libc::EMSGSIZE {
                 found.mtu = Some(word(8));
             }
+            // `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6`.
+            let (kind, code) = (fields[5], fields[6]);
+            found.icmp = match fields[4] {
+                2 => Some(Icmp::V4 { kind, code }),
+                3 => Some(Icmp::V6 { kind, code }),
+                _ => None,
+            };
         }
     }
     Ok(Some(found))

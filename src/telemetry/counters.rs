@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use encap::coalesce::Seen;
+
 use crate::datapath::drop::DropReason;
 
 /// A counter with a single writer.
@@ -63,13 +65,13 @@ counters! {
         checksums_completed, "frames", "Partial checksums of single frames finished before the wire.";
         partial_in, "frames", "Received frames with a partial checksum, from a VTEP on an offloading underlay.";
         bad_checksum_in, "frames", "Received frames whose inner checksum is wrong; passed on for the end host to count.";
-        source_pending, "frames", "Received frames whose source MAC has no owner yet; accepted.";
+        source_pending, "frames", "Received frames whose source MAC or address has no owner yet; accepted.";
         datagrams_out, "datagrams", "Datagrams given to the underlay.";
-        bytes_out, "bytes", "Bytes of datagrams given to the underlay, VXLAN header included.";
+        bytes_out, "bytes", "Bytes of datagrams given to the underlay, VXLAN header included, outer IP and UDP header not.";
         messages_out, "messages", "Sends, each of one datagram or of several of one length.";
         send_calls, "calls", "System calls for sending.";
         datagrams_in, "datagrams", "Datagrams received, after splitting what the kernel coalesced.";
-        bytes_in, "bytes", "Bytes of datagrams received, VXLAN header included.";
+        bytes_in, "bytes", "Bytes of datagrams received, VXLAN header included; of IP-in-IP over IPv4 the outer header too.";
         messages_in, "messages", "Receives, each of one datagram or of several coalesced by the kernel.";
         receive_calls, "calls", "System calls for receiving.";
         flood_copies, "datagrams", "Copies made by ingress replication.";
@@ -77,6 +79,8 @@ counters! {
         suppressed_local, "frames", "ARP requests and neighbor solicitations left to their target on this host.";
         probes_ignored, "frames", "Address probes for the asker's own address, left unanswered.";
         too_big_answers, "frames", "ICMP answers sent for frames that the path does not take.";
+        unreachable_answers, "frames", "ICMP answers sent for packets that cannot be delivered.";
+        mss_lowered, "frames", "First packets of TCP connections whose maximum segment size was lowered to the path.";
         underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
         gso_fallbacks, "messages", "Sends repeated without UDP segmentation because the path refused it.";
         learn_overflow, "entries", "Learned addresses lost because the queue to the table writer was full.";
@@ -85,15 +89,27 @@ counters! {
     }
 }
 
+impl WorkerCounters {
+    /// Counts what the coalescer found a checksum to be.
+    #[inline]
+    pub fn saw(&self, seen: Seen) {
+        match seen {
+            Seen::BadChecksum => self.bad_checksum_in.add(1),
+            Seen::Partial => self.partial_in.add(1),
+            Seen::Other | Seen::Valid => {}
+        }
+    }
+}
+
 counters! {
     /// What one worker did for one port.
     PortCounters {
         frames_out, "frames", "Frames of the network given to the underlay, after segmentation.";
-        bytes_out, "bytes", "Bytes of those frames, Ethernet header included.";
+        bytes_out, "bytes", "Bytes of those frames, Ethernet header included where there is one.";
         frames_in, "frames", "Frames of the network accepted from the underlay, before coalescing.";
-        bytes_in, "bytes", "Bytes of those frames, Ethernet header included.";
+        bytes_in, "bytes", "Bytes of those frames, Ethernet header included where there is one.";
         frames_local, "frames", "Frames and super-frames between containers of this host that the switch carried (`local=switch`).";
-        bytes_local, "bytes", "Bytes of those frames, Ethernet header included.";
+        bytes_local, "bytes", "Bytes of those frames, Ethernet header included where there is one.";
     }
 }
 

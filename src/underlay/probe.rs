@@ -59,7 +59,7 @@ fn sends_segments(socket: &UdpSocket, to: SocketAddr, count: u16) -> bool {
     let sent = SendBatch::new(1, 1).send(
         socket.as_fd(),
         false,
-        &[Address::from(to)],
+        [&[Address::from(to)], &[]],
         [&bytes, &[]],
         &pieces,
         &messages,

@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::{Error, holder, probe::UdpOffload};
+use super::{Carries, Error, Watcher, holder, probe::UdpOffload};
 use crate::sys::mmsg;
 use crate::sys::sockopt::{self, QueuedError};
 
@@ -42,7 +42,7 @@ const IP_PMTUDISC_DO: i32 = 2;
 const UDP_NO_CHECK6_TX: i32 = 101;
 const UDP_NO_CHECK6_RX: i32 = 102;
 /// TTL and hop limit of what we send, as the kernel's vxlan device with default settings.
-const TTL: u32 = 64;
+pub(super) const TTL: u32 = 64;
 
 /// `BPF_RET | BPF_K` with zero: accepts no byte of any datagram. Nobody reads from a send socket, and
 /// what is sent to its port would fill the memory that its error queue needs too.
@@ -97,6 +97,8 @@ pub struct Listener {
     socket: Socket,
     /// The UDP port, half of the look-up key of a received VNI.
     pub port: u16,
+    /// What the datagrams hold.
+    pub carries: Carries,
 }
 
 impl AsFd for Listener {
@@ -110,24 +112,16 @@ impl Listener {
     ///
     /// # Errors
     /// As [`Sockets::open`].
-    pub fn open(at: SocketAddr, offload: UdpOffload) -> Result<Self, Error> {
-        Ok(Self { socket: listen(at, offload)?, port: at.port() })
-    }
-
-    /// What the kernel keeps of the datagrams that wait in it.
-    ///
-    /// # Errors
-    /// What the kernel refused.
-    pub fn queue(&self) -> io::Result<sockopt::Queued> {
-        sockopt::queued(self.socket.as_fd())
+    pub fn open(at: SocketAddr, carries: Carries, offload: UdpOffload) -> Result<Self, Error> {
+        Ok(Self { socket: listen(at, offload)?, port: at.port(), carries })
     }
 
     /// One more handle of the same socket, to look at it from elsewhere.
     ///
     /// # Errors
     /// When no descriptor is free.
-    pub fn watcher(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, port: self.port })
+    pub fn watcher(&self) -> io::Result<Watcher> {
+        Ok(Watcher(self.socket.try_clone()?))
     }
 }
 
@@ -182,7 +176,7 @@ impl Sockets {
         for address in &plan.addresses {
             for port in &plan.ports {
                 let at = SocketAddr::new(*address, *port);
-                listeners.push(Listener { socket: listen(at, plan.offload)?, port: *port });
+                listeners.push(Listener::open(at, Carries::Frames, plan.offload)?);
             }
             for flavor in Flavor::all().filter(|flavor| flavor.ipv6 == address.is_ipv6()) {
                 for number in 0..plan.fan.max(1) {
@@ -358,7 +352,7 @@ fn bind(socket: &Socket, at: SocketAddr) -> Result<(), Error> {
 
 /// Without `CAP_NET_ADMIN` the forced size is refused, and the plain one is cut to the system's
 /// limit: slower under bursts, not wrong.
-fn raise_buffer(fd: BorrowedFd<'_>, forced: i32, plain: i32) {
+pub(super) fn raise_buffer(fd: BorrowedFd<'_>, forced: i32, plain: i32) {
     let bytes = i32::try_from(BUFFER_BYTES).unwrap_or(i32::MAX);
     if sockopt::set_int(fd, libc::SOL_SOCKET, forced, bytes).is_err() {
         let _ = sockopt::set_int(fd, libc::SOL_SOCKET, plain, bytes);

@@ -282,6 +282,7 @@ fn each_reason_is_counted_once_where_it_belongs() {
         assert_eq!(host.counters.flood_copies.get(), 0, "case {index}");
         reached.insert(*reason);
     }
+    reached.extend(super::packets_checks::reasons());
     // What the kernel drops at the switch's two ends, it has to be there for: the system tests
     // (bounds::overflow_is_counted) have these.
     reached.extend([OutPortOverflow, InUnderlayOverflow]);

@@ -14,7 +14,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use encap::{Vni, vnet, vxlan};
+use encap::{Link, Vni, vnet, vxlan};
 use fdb::{
     Delta, MacEntry, Millis, Neighbor, Network, NetworkKey, Origin, Place, Reader, Revision,
     SourceCheck, Vtep, VtepKey, Writer,
@@ -28,12 +28,16 @@ use skybridge::datapath::heard::Heard;
 use skybridge::datapath::inbound::{Deliver, Inbound};
 use skybridge::datapath::learn::LearnQueue;
 use skybridge::datapath::outbound::{Outbound, Outcome, Turn};
+use skybridge::datapath::packets_in::Source;
 use skybridge::datapath::path::Paths;
 use skybridge::datapath::port::{PortState, PortStats};
-use skybridge::sys::mmsg::{Message, Piece, Received, SLOT};
+use skybridge::datapath::probe::Probes;
+use skybridge::sys::mmsg::{FURTHER, Message, Piece, Received, SLOT};
 use skybridge::telemetry::counters::{DropCounters, WorkerCounters};
+use skybridge::underlay::udp::Flavor;
 
 use super::frames::{mac, v4, v6};
+use super::packets;
 
 pub const UDP_PORT: u16 = vxlan::PORT;
 pub const UNDERLAY_MTU: u16 = 1500;
@@ -42,6 +46,8 @@ pub const MTU: u16 = 1450;
 pub const NETWORK: NetworkKey = NetworkKey(0);
 /// A second network, for which no host has a port.
 pub const ELSEWHERE: NetworkKey = NetworkKey(1);
+/// The first of the flavors that are raw sockets.
+pub const RAW: u8 = Flavor::COUNT as u8;
 const BATCH: usize = 16;
 const ARENA: usize = 8 * 65_664;
 
@@ -97,7 +103,10 @@ pub fn network(key: NetworkKey) -> Network {
 pub struct Sent {
     pub flavor: u8,
     pub bucket: u8,
+    /// The VTEP's slot.
     pub destination: u32,
+    /// Where it is not the VTEP's own; 0 for IP-in-IP.
+    pub port: Option<u16>,
     pub tos: u8,
     /// 0 for a single datagram.
     pub segment: usize,
@@ -138,8 +147,8 @@ pub struct Wire {
 impl Wire {
     fn one(
         &mut self,
-        flavor: u8,
-        bucket: u8,
+        (flavor, bucket): (u8, u8),
+        (destination, port): (u32, Option<u16>),
         buffers: [&[u8]; 2],
         own: &[Piece],
         m: &Message,
@@ -154,7 +163,11 @@ impl Wire {
             .collect();
         assert!(bytes.len() <= 65_507, "longer than a UDP datagram");
         let segment = usize::from(m.segment);
-        let (headers, df) = (if flavor & 1 == 0 { 28 } else { 48 }, flavor & 2 != 0);
+        let raw = flavor >= RAW;
+        let udp = if raw { 0 } else { 8 };
+        let (headers, df) = (udp + if flavor & 1 == 0 { 20 } else { 40 }, raw || flavor & 2 != 0);
+        assert_eq!(raw, port == Some(0), "raw sockets have no ports");
+        assert!(!raw || segment == 0, "nothing is cut behind a raw socket");
         if segment != 0 {
             assert!(bytes.len() > segment, "one segment is no train");
             assert!(bytes.len().div_ceil(segment) <= self.segments);
@@ -167,12 +180,11 @@ impl Wire {
                 return libc::EMSGSIZE;
             }
         } else if df && bytes.len() + headers > self.mtu {
-            let to = self.addresses[m.destination as usize];
+            let to = self.addresses[destination as usize];
             self.errors.push((to, self.mtu as u16));
             return libc::EMSGSIZE;
         }
-        let destination = m.destination;
-        self.sent.push(Sent { flavor, bucket, destination, tos: m.tos, segment, bytes });
+        self.sent.push(Sent { flavor, bucket, destination, port, tos: m.tos, segment, bytes });
         0
     }
 
@@ -199,11 +211,13 @@ impl Transmit for Wire {
         let mut errno = self.faults.pop_front().unwrap_or(0);
         let mut done = 0;
         for message in messages.iter().take(self.per_call) {
-            assert!((message.destination as usize) < paths.addresses().len());
+            let list = paths.addresses()[usize::from(message.destination & FURTHER != 0)];
+            assert!(((message.destination & !FURTHER) as usize) < list.len());
+            let (vtep, port) = paths.at_index(message.destination).unwrap();
             let from = message.first_piece as usize;
             let own = &pieces[from..from + message.pieces as usize];
             if errno == 0 {
-                errno = self.one(flavor, bucket, buffers, own, message);
+                errno = self.one((flavor, bucket), (vtep.0, port), buffers, own, message);
             }
             if errno != 0 {
                 break;
@@ -267,6 +281,8 @@ pub struct Arrived {
     pub gro_size: usize,
     pub tos: u8,
     pub truncated: bool,
+    /// Of packets, by what it came.
+    pub packets: Option<Source>,
 }
 
 impl Arrived {
@@ -282,7 +298,14 @@ impl Arrived {
     }
 
     pub fn raw(slot: usize, bytes: Vec<u8>) -> Self {
-        Self { source: vtep_address(slot), bytes, gro_size: 0, tos: 0, truncated: false }
+        Self {
+            source: vtep_address(slot),
+            bytes,
+            gro_size: 0,
+            tos: 0,
+            truncated: false,
+            packets: None,
+        }
     }
 }
 
@@ -309,6 +332,7 @@ pub struct Host {
     pub drops: Arc<DropCounters>,
     pub learn: Arc<LearnQueue>,
     pub heard: Arc<Heard>,
+    pub probes: Arc<Probes>,
     pub taps: Taps,
     pub wire: Wire,
     /// Answers written back to the port.
@@ -339,11 +363,15 @@ impl Host {
             Arc::clone(&learn),
             Arc::clone(&heard),
         );
+        let probes = Arc::new(Probes::default());
+        let inbound = inbound.with_probes(Arc::clone(&probes));
+        outbound.own = vec![vtep_address(slot), vtep_address_v6(slot)];
         let port = PortState {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
             budget: Arc::new(Budget::default()),
             local: false,
+            link: Link::Ethernet,
         };
         Self {
             writer,
@@ -354,6 +382,7 @@ impl Host {
             drops,
             learn,
             heard,
+            probes,
             taps: Taps { ports: vec![Some(port)], written: Vec::new(), refuses: false },
             wire: Wire {
                 sent: Vec::new(),
@@ -501,7 +530,13 @@ impl Host {
                     truncated: datagram.truncated,
                     source: Some(datagram.source),
                 };
-                self.inbound.datagram(turn, UDP_PORT, &mut arena, &meta, &mut self.taps);
+                let (paths, taps) = (&mut self.outbound.paths, &mut self.taps);
+                match datagram.packets {
+                    None => self.inbound.datagram(turn, UDP_PORT, &mut arena, &meta, taps),
+                    Some(from) => {
+                        self.inbound.packets(turn, from, &mut arena, &meta, paths, taps);
+                    }
+                }
             }
             self.inbound.flush(&arena, &mut self.taps);
         }
@@ -586,12 +621,11 @@ impl Lab {
         let mut flows: Vec<((u32, u8), VecDeque<Arrived>)> = Vec::new();
         for sent in std::mem::take(&mut self.hosts[from].wire.sent) {
             let way = (sent.destination, sent.bucket);
-            let arrived = |bytes: &[u8], gro_size| Arrived {
-                source: vtep_address(from),
-                bytes: bytes.to_vec(),
-                gro_size,
-                tos: sent.tos,
-                truncated: false,
+            let source = self.hosts[from].wire.addresses[from];
+            let arrived = |bytes: &[u8], gro_size| {
+                let plain =
+                    Arrived { gro_size, tos: sent.tos, ..Arrived::raw(from, bytes.to_vec()) };
+                packets::arrived(&sent, Arrived { source, ..plain })
             };
             let all: Vec<Arrived> = if weather.trains {
                 vec![arrived(&sent.bytes, sent.segment)]

@@ -1,0 +1,226 @@
+//! Outbound, for networks of packets: from a TUN to the underlay.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!   read from the port: [virtio header 12][IP packet or super-packet]
+//!     │ whole, TTL left, a source of this host, no loop (RFC 2003 section 3.2)
+//!     │ route of the destination ─► none, or this host: answered "unreachable"
+//!     ▼
+//!   VTEP ─► path ─► IP-in-IP: raw socket      IP in UDP: socket by flow hash, port by family inside
+//!     │ longer than the path takes ─► answered "too big"
+//!     ▼
+//!   SendQueue: the packet where it was read, or segments in the scratch
+//! ```
+//!
+//! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet never
+//! has a don't-fragment bit clear, so a path that takes less is learned and told to the sender.
+//!
+//! What the underlay says of a path by ICMP carries too little of the inner packet to answer its
+//! sender (RFC 2003 section 4), so it is kept with the path: a smaller MTU until it expires, and that
+//! the VTEP is unreachable until the next packet, which is sent all the same and whose sender is told.
+
+use encap::mtu::Encapsulation;
+use encap::{Link, ecn, flow, mss, segment, tcp, vnet};
+use fdb::{NetworkTables, Place, Routed, VtepKey};
+
+use super::batch::Key;
+use super::drop::DropReason;
+use super::outbound::{Offer, Outbound, Outcome, Turn};
+use super::packet::Packet;
+use super::port::PortState;
+use super::responder::{self, Unreachable};
+use crate::underlay::raw::Kind;
+use crate::underlay::udp::Flavor;
+
+impl Outbound {
+    /// As [`Outbound::frame`], for a packet.
+    pub(super) fn packet(
+        &mut self,
+        turn: Turn<'_>,
+        port: &mut PortState,
+        arena: &mut [u8],
+        at: usize,
+        len: usize,
+    ) -> Outcome {
+        let found = turn.snapshot.network(port.network);
+        let Some((tables, routed)) =
+            found.and_then(|tables| Some((tables, tables.params().routed.as_ref()?)))
+        else {
+            // The port outlives its network for a moment while it is taken down.
+            port.stats.drops.add(DropReason::OutRouteUnknown, 1);
+            return Outcome::Done;
+        };
+        let read = arena.get(at..at + len).and_then(<[u8]>::split_first_chunk::<{ vnet::LEN }>);
+        let Some((header, packet)) = read
+            .and_then(|(header, bytes)| Some((vnet::Header::parse(header), Packet::parse(bytes)?)))
+        else {
+            port.stats.drops.add(DropReason::OutMalformed, 1);
+            return Outcome::Done;
+        };
+        let start = at + vnet::LEN;
+        let vtep = match self.way(tables, routed, &packet) {
+            Ok(vtep) => vtep,
+            Err((reason, told)) => {
+                port.stats.drops.add(reason, 1);
+                let bytes = arena.get(start..start + packet.len).unwrap_or_default();
+                return told.map_or(Outcome::Done, |why| self.tell(bytes, why));
+            }
+        };
+        let offer = Offer { tables, header, at: start, len: packet.len };
+        if !self.queue.has_room(offer.most_datagrams(), offer.scratch()) && !self.queue.is_empty() {
+            return Outcome::Full;
+        }
+        self.carry(turn, port, arena, (&offer, routed), &packet, vtep)
+    }
+
+    /// Which VTEP a packet goes to, or why to none and what its sender is told.
+    fn way(
+        &self,
+        tables: &NetworkTables,
+        routed: &Routed,
+        packet: &Packet,
+    ) -> Result<VtepKey, (DropReason, Option<Unreachable>)> {
+        let silent = |reason| Err((reason, None));
+        if packet.ttl == 0 {
+            return silent(DropReason::OutTtl);
+        }
+        if self.own.contains(&packet.source) {
+            return silent(DropReason::OutLoop);
+        }
+        let here = match tables.route(packet.source).map(|route| route.place) {
+            Some(Place::Local) => true,
+            Some(Place::Vtep(_)) => return silent(DropReason::OutSourceNotLocal),
+            None => packet.is_of_nameless_router() || holds(routed, packet.source),
+        };
+        if !here {
+            return silent(DropReason::OutSourceForeign);
+        }
+        if packet.is_for_group() {
+            return silent(DropReason::OutGroup);
+        }
+        match tables.route(packet.destination).map(|route| route.place) {
+            Some(Place::Vtep(vtep)) => Ok(vtep),
+            Some(Place::Local) => Err((DropReason::OutRouteLocal, Some(Unreachable::Host))),
+            None if holds(routed, packet.destination) => {
+                Err((DropReason::OutRouteUnknown, Some(Unreachable::Host)))
+            }
+            None => Err((DropReason::OutRouteUnknown, Some(Unreachable::Net))),
+        }
+    }
+
+    fn carry(
+        &mut self,
+        turn: Turn<'_>,
+        port: &PortState,
+        arena: &mut [u8],
+        (offer, routed): (&Offer<'_>, &Routed),
+        packet: &Packet,
+        vtep: VtepKey,
+    ) -> Outcome {
+        let dropped = |reason| port.stats.drops.add(reason, 1);
+        let Some(path) = self.paths.resolve(turn.snapshot, vtep, turn.now_ms).copied() else {
+            dropped(DropReason::OutVtepUnknown);
+            return Outcome::Done;
+        };
+        if packet.source == path.ip() || packet.destination == path.ip() {
+            dropped(DropReason::OutLoop);
+            return Outcome::Done;
+        }
+        let Some(bytes) = arena.get_mut(offer.at..offer.at + offer.len) else {
+            return Outcome::Done;
+        };
+        let (ipv6, inner_ipv6) = (path.is_ipv6(), packet.destination.is_ipv6());
+        let encapsulation = path.encapsulation(routed);
+        let max = path.max_packet(encapsulation);
+        let (gso, key) = if encapsulation == Encapsulation::IpUdp {
+            let gso = path.checksum && path.takes_gso(turn.now_ms);
+            let flavor = Flavor { ipv6, df: true, checksum: path.checksum }.index() as u8;
+            let to = if inner_ipv6 { routed.ports.v6 } else { routed.ports.v4 };
+            let key = Key {
+                to: self.paths.at_port(vtep, to),
+                flavor,
+                bucket: (flow::hash_packet(bytes) % self.fan) as u8,
+                tos: ecn::encapsulate(packet.tos),
+            };
+            (gso, key)
+        } else {
+            let key = Key {
+                to: self.paths.at_port(vtep, 0),
+                flavor: Kind { ipv6, inner_ipv6 }.flavor(),
+                bucket: 0,
+                // The whole byte, as RFC 2003 section 3.1 has it.
+                tos: packet.tos & !ecn::MASK | ecn::encapsulate(packet.tos),
+            };
+            (false, key)
+        };
+        if routed.mss
+            && packet.protocol == tcp::PROTOCOL
+            && mss::clamp(Link::None, bytes, max, offer.header.flags & vnet::NEEDS_CSUM != 0)
+        {
+            self.counters.mss_lowered.add(1);
+        }
+        match segment::plan_on(Link::None, &offer.header, bytes, usize::from(max)) {
+            Ok(segment::Plan::Single) => {
+                if offer.header.flags & vnet::NEEDS_CSUM != 0 {
+                    self.counters.checksums_completed.add(1);
+                }
+                self.queue.push_whole(key, offer.at..offer.at + offer.len, gso);
+                port.stats.traffic.frames_out.add(1);
+                port.stats.traffic.bytes_out.add(offer.len as u64);
+            }
+            Ok(segment::Plan::Segments(segments)) => {
+                let count = segments.count();
+                if !self.queue.has_room(count, count * segments.header_len() + bytes.len()) {
+                    // Segments of a few bytes each, which no TCP makes (its least is 48).
+                    dropped(DropReason::OutMalformed);
+                    return Outcome::Done;
+                }
+                let mut written = 0;
+                for index in 0..count {
+                    let len = segments.write(index, bytes, self.queue.room());
+                    written += len;
+                    self.queue.push_written(key, len, gso);
+                }
+                self.counters.super_frames_out.add(1);
+                self.counters.segments_out.add(count as u64);
+                port.stats.traffic.frames_out.add(count as u64);
+                port.stats.traffic.bytes_out.add(written as u64);
+            }
+            Err(segment::Error::TooBig) => {
+                dropped(DropReason::OutTooBig);
+                return match responder::packet_too_big(bytes, max, self.reply.as_mut_slice()) {
+                    Some(len) => {
+                        self.counters.too_big_answers.add(1);
+                        Outcome::Reply(len)
+                    }
+                    None => Outcome::Done,
+                };
+            }
+            Err(segment::Error::Malformed(_)) => {
+                dropped(DropReason::OutMalformed);
+                return Outcome::Done;
+            }
+        }
+        if self.paths.take_unreachable(vtep) {
+            return self.tell(bytes, Unreachable::Host);
+        }
+        Outcome::Done
+    }
+
+    /// Answers a packet that cannot be delivered, where its protocol has that.
+    fn tell(&mut self, packet: &[u8], why: Unreachable) -> Outcome {
+        match responder::unreachable(packet, why, self.reply.as_mut_slice()) {
+            Some(len) => {
+                self.counters.unreachable_answers.add(1);
+                Outcome::Reply(len)
+            }
+            None => Outcome::Done,
+        }
+    }
+}
+
+/// Whether one of the network's subnets holds the address.
+pub(super) fn holds(routed: &Routed, address: std::net::IpAddr) -> bool {
+    routed.subnets.iter().any(|subnet| fdb::Prefix::new(address, subnet.len()) == Some(*subnet))
+}

@@ -1,0 +1,172 @@
+//! A worker's raw sockets: IP-in-IP, protocol 4 with IPv4 inside and 41 with IPv6 (RFC 2003, RFC 4213,
+//! RFC 2473).
+//!
+//! # Theory of operation
+//!
+//! One socket per VTEP address and family inside, bound to exactly that address; it sends and
+//! receives. The kernel makes the outer header: TTL 64, don't-fragment set, so that a path that takes
+//! less says so, and the TOS by control message. The source is the address that it is bound to.
+//!
+//! Raw sockets do not share a load: each gets a copy of every packet of its protocol. So every
+//! worker's socket has a filter that takes the packets of its share of the inner address pairs, and no
+//! packet is seen twice. The copies are of headers only, and a send socket would get them as well.
+//! What is too short to have inner addresses is the first worker's, to be counted.
+//!
+//! IPv4 sockets deliver the outer header in front, IPv6 sockets do not.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use super::udp::{Flavor, TTL, raise_buffer};
+use super::{Carries, Error};
+use crate::sys::sockopt;
+
+const IP_PMTUDISC_DO: i32 = 2;
+
+/// What tells a worker's raw sockets apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// IPv6 underlay.
+    pub ipv6: bool,
+    /// IPv6 packets inside.
+    pub inner_ipv6: bool,
+}
+
+impl Kind {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// A dense number below [`Self::COUNT`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.ipv6 as usize | (self.inner_ipv6 as usize) << 1
+    }
+
+    /// Its number among all kinds of sockets that send, behind those of [`Flavor`]. As there, the lowest
+    /// bit is the underlay's family.
+    #[must_use]
+    pub const fn flavor(self) -> u8 {
+        (Flavor::COUNT + self.index()) as u8
+    }
+
+    /// What its packets hold.
+    #[must_use]
+    pub const fn carries(self) -> Carries {
+        if self.inner_ipv6 { Carries::Ipv6 } else { Carries::Ipv4 }
+    }
+
+    fn protocol(self) -> u8 {
+        if self.inner_ipv6 { encap::ipip::IPV6 } else { encap::ipip::IPV4 }
+    }
+}
+
+/// A raw socket of one worker.
+#[derive(Debug)]
+pub struct RawSocket {
+    socket: Socket,
+    /// Which one it is.
+    pub kind: Kind,
+}
+
+impl AsFd for RawSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl RawSocket {
+    /// Opens the sockets at `address` of worker `worker` out of `workers`, one for each family inside.
+    /// Needs `CAP_NET_RAW`.
+    ///
+    /// # Errors
+    /// [`Error::NotLocal`], or the step that failed.
+    pub fn open(address: IpAddr, worker: u32, workers: u32) -> Result<[Self; 2], Error> {
+        let open = |inner_ipv6| {
+            let kind = Kind { ipv6: address.is_ipv6(), inner_ipv6 };
+            Ok::<_, Error>(Self { socket: socket(address, kind, worker, workers)?, kind })
+        };
+        Ok([open(false)?, open(true)?])
+    }
+
+    /// One more handle of the same socket, to look at it from elsewhere.
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub fn watcher(&self) -> io::Result<super::Watcher> {
+        Ok(super::Watcher(self.socket.try_clone()?))
+    }
+
+    /// Takes the error that waits for the next call, which otherwise would have it.
+    pub fn take_error(&self) {
+        let _ = self.socket.take_error();
+    }
+}
+
+fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Socket, Error> {
+    let at = SocketAddr::new(address, 0);
+    let step = |step, source| Error::Socket { step, address: at, source };
+    let protocol = Protocol::from(i32::from(kind.protocol()));
+    let socket = Socket::new(Domain::for_address(at), Type::RAW, Some(protocol))
+        .map_err(|e| step("open a raw socket (it needs CAP_NET_RAW)", e))?;
+    socket.set_nonblocking(true).map_err(|e| step("make the socket non-blocking", e))?;
+    if workers > 1 {
+        socket
+            .attach_filter(&share(kind, worker, workers))
+            .map_err(|e| step("share packets between workers", e))?;
+    }
+    let fd = socket.as_fd();
+    raise_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
+    raise_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
+    let set = |what, level, name, value| {
+        sockopt::set_int(fd, level, name, value).map_err(|e| step(what, e))
+    };
+    if kind.ipv6 {
+        set("choose fragmentation", libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("ask for path errors", libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+        set("ask for the traffic class", libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        // Too long is an error here, and no packet in two fragments.
+        set("forbid fragments", libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
+        socket.set_unicast_hops_v6(TTL).map_err(|e| step("set the hop limit", e))?;
+    } else {
+        set("choose fragmentation", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("ask for path errors", libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+        socket.set_ttl_v4(TTL).map_err(|e| step("set the TTL", e))?;
+    }
+    socket.bind(&at.into()).map_err(|source| match source.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => Error::NotLocal { address: at },
+        _ => step("bind", source),
+    })?;
+    Ok(socket)
+}
+
+/// The filter of one worker's share: a hash of the inner addresses, through the number of workers.
+fn share(kind: Kind, worker: u32, workers: u32) -> [SockFilter; 17] {
+    let one = |code, k| SockFilter::new(code, 0, 0, k);
+    // X: where the inner packet begins, behind the header length of `P[0] & 0xf` words or at once.
+    let begin = if kind.ipv6 { one(0x01, 0) } else { one(0xb1, 0) };
+    // The last words of the addresses: what differs most.
+    let (header, source, destination) = if kind.inner_ipv6 { (40, 20, 36) } else { (20, 12, 16) };
+    let whole = u32::MAX;
+    [
+        begin,
+        one(0x80, 0),                         // A = length
+        one(0x1c, 0),                         // A -= X
+        SockFilter::new(0x35, 0, 10, header), // A >= header, else the last but two
+        one(0x40, source),                    // A = P[X + source]
+        one(0x02, 0),                         // M[0] = A
+        one(0x40, destination),               // A = P[X + destination]
+        one(0x07, 0),                         // X = A
+        one(0x60, 0),                         // A = M[0]
+        one(0xac, 0),                         // A ^= X
+        one(0x24, 0x9e37_79b1),               // A *= golden ratio: every bit reaches the upper ones
+        one(0x74, 16),                        // A >>= 16
+        one(0x94, workers.max(1)),            // A %= workers
+        SockFilter::new(0x15, 1, 2, worker),  // A == worker
+        one(0x06, if worker == 0 { whole } else { 0 }),
+        one(0x06, whole),
+        one(0x06, 0),
+    ]
+}
