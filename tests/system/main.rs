@@ -18,6 +18,7 @@ mod hostile;
 mod interop;
 mod ipam;
 mod join;
+mod l3;
 mod lab;
 mod local;
 mod manager;
@@ -51,6 +52,7 @@ fn main() {
     wire::register(&mut suite);
     hostile::register(&mut suite);
     local::register(&mut suite);
+    l3::register(&mut suite);
     moves::register(&mut suite);
     flood::register(&mut suite);
     outside::register(&mut suite);
