@@ -102,16 +102,6 @@ pub enum Error {
         /// Why.
         cause: String,
     },
-    /// An option whose value this version knows and does not serve.
-    #[error("{option}={value} is not available in this version: write {instead}")]
-    Unserved {
-        /// The option.
-        option: &'static str,
-        /// The value.
-        value: &'static str,
-        /// What can be had.
-        instead: &'static str,
-    },
     /// Both would need routes in the hosts, which have one per prefix.
     #[error(
         "subnet {subnet} overlaps with {theirs} of network {other}, and both networks would have \

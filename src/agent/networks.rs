@@ -311,8 +311,11 @@ fn has_ipv6(record: &NetworkRecord) -> bool {
     record.subnets.iter().any(|subnet| subnet.addr().is_ipv6())
 }
 
-/// Has the workers receive what a network's tables say.
-fn listen(tables: &Tables, datapath: &Datapath, key: NetworkKey) -> Result<(), String> {
+/// Has the workers receive what a network's tables say; may be repeated.
+///
+/// # Errors
+/// Why a socket cannot be opened.
+pub fn listen(tables: &Tables, datapath: &Datapath, key: NetworkKey) -> Result<(), String> {
     let Some((udp_port, routed)) = tables.received_by(key) else { return Ok(()) };
     let Some(routed) = routed else {
         return datapath.listen(udp_port).map_err(|err| err.to_string());

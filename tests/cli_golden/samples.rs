@@ -241,6 +241,25 @@ pub(crate) fn hosts() -> Vec<Host> {
             state: HostState::Suspect,
             since_ms: Some(45_000),
             is_self: false,
+            path: Some(HostPath {
+                used: "ipudp".to_owned(),
+                why: "ipip stopped working".to_owned(),
+                since_ms: 12_000,
+                ways: vec![
+                    HostWay {
+                        way: "ipip".to_owned(),
+                        reaches: false,
+                        arrives: true,
+                        works_ms: None,
+                    },
+                    HostWay {
+                        way: "ipudp".to_owned(),
+                        reaches: true,
+                        arrives: true,
+                        works_ms: Some(3_600_000),
+                    },
+                ],
+            }),
             networks: 1,
             endpoints: 1,
         },
@@ -254,6 +273,7 @@ pub(crate) fn hosts() -> Vec<Host> {
             state: HostState::Alive,
             since_ms: Some(11_580_000),
             is_self: true,
+            path: None,
             networks: 1,
             endpoints: 2,
         },

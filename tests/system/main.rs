@@ -26,6 +26,7 @@ mod moves;
 mod offload;
 mod outside;
 mod ovs;
+mod paths;
 mod privileges;
 mod recovery;
 mod reload;
@@ -53,6 +54,7 @@ fn main() {
     hostile::register(&mut suite);
     local::register(&mut suite);
     l3::register(&mut suite);
+    paths::register(&mut suite);
     moves::register(&mut suite);
     flood::register(&mut suite);
     outside::register(&mut suite);

@@ -7,14 +7,14 @@ use ipnet::IpNet;
 use super::{EXCLUDE_MAX, Error, MTU_MIN_V4, MTU_MIN_V6, SUBNETS_MAX};
 use crate::gateway;
 use crate::ipam::plan;
-use crate::record::{Encapsulate, Mode, NetworkRecord, StaticVtep};
+use crate::record::{Mode, NetworkRecord, StaticVtep};
 
 /// Checks everything of a network that can be checked without the store.
 ///
 /// # Errors
 ///
 /// [`Error::Subnet`], [`Error::Gateway`], [`Error::NoGateway`], [`Error::Exclude`], [`Error::Mtu`],
-/// [`Error::ModeOption`], [`Error::UdpPort`], [`Error::Unserved`], [`Error::VniZero`] or
+/// [`Error::ModeOption`], [`Error::UdpPort`], [`Error::VniZero`] or
 /// [`Error::Vtep`].
 pub fn check(record: &NetworkRecord) -> Result<(), Error> {
     if record.vni.get() == 0 {
@@ -126,19 +126,7 @@ fn check_mode(record: &NetworkRecord) -> Result<(), Error> {
             return Err(Error::UdpPort { port, cause: "there are no such two ports".to_owned() });
         }
     }
-    check_encapsulate(options.encapsulate)
-}
-
-/// What a network may say of when its packets are encapsulated.
-fn check_encapsulate(wanted: Option<Encapsulate>) -> Result<(), Error> {
-    match wanted.unwrap_or_default() {
-        Encapsulate::Always => Ok(()),
-        other @ (Encapsulate::Auto | Encapsulate::CrossSubnet) => Err(Error::Unserved {
-            option: "encapsulate",
-            value: other.as_str(),
-            instead: "encapsulate=always",
-        }),
-    }
+    Ok(())
 }
 
 /// What leaves a vxlan network leaves it through its gateway; a routed one is led out without.
@@ -211,6 +199,8 @@ mod tests {
             (false, &[("source_check", "strict")]),
             (true, &[("mss_clamp", "true")]),
             (true, &[("encapsulate", "always")]),
+            (true, &[("encapsulate", "auto")]),
+            (true, &[("encapsulate", "cross-subnet")]),
         ] {
             for of in [Mode::IpIp, Mode::IpUdp, Mode::Vxlan] {
                 let found = mode(of, options);
@@ -219,10 +209,6 @@ mod tests {
                     assert!(text.contains("cannot be used in a network of mode"), "{text}");
                 }
             }
-        }
-        for value in ["auto", "cross-subnet"] {
-            let error = mode(Mode::IpIp, &[("encapsulate", value)]).unwrap_err();
-            assert!(error.contains("write encapsulate=always"), "{error}");
         }
         assert_eq!(mode(Mode::IpUdp, &[("nat_outgoing", "true"), ("host_access", "on")]), Ok(()));
         let error = mode(Mode::IpUdp, &[("udp_port", "7")]).unwrap_err();

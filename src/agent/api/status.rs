@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use membership::key::HostName;
 use membership::watch::WatchStatus;
 
 use super::listings::drops;
@@ -100,6 +101,23 @@ fn own_vteps(agent: &Agent) -> Vec<types::HostVtep> {
         .collect()
 }
 
+fn path_to(agent: &Agent, host: &HostName) -> Option<types::HostPath> {
+    let now = agent.tables.now();
+    let path = agent.paths.of(host, now)?;
+    let ways = path.ways.iter().map(|report| types::HostWay {
+        way: report.way.name().to_owned(),
+        reaches: report.reaches,
+        arrives: report.arrives,
+        works_ms: report.works_since.map(|at| now.since(at).0),
+    });
+    Some(types::HostPath {
+        used: path.used.name().to_owned(),
+        why: path.why,
+        since_ms: path.since.as_millis() as u64,
+        ways: ways.collect(),
+    })
+}
+
 pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
     agent.tables.reconciler(|reconciler, view| {
         view.hosts()
@@ -131,6 +149,7 @@ pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
                     },
                     since_ms: suspect.map(|at| agent.tables.now().since(at).0),
                     is_self: *name == agent.name,
+                    path: path_to(agent, name),
                     networks: networks.len() as u64,
                     endpoints,
                 })

@@ -257,6 +257,10 @@ async fn open(agent: &Agent, sockets: &mut Sockets, vteps: &[IpNet]) {
     for local in agent.networks.all().await {
         let Some(record) = agent.known_network(&local.id) else { continue };
         if peers::encapsulate(&record) == Some(Encapsulate::Auto) {
+            // The option may have changed since the network was set up.
+            if let Err(err) = super::networks::listen(&agent.tables, &agent.datapath, local.key) {
+                tracing::debug!(network = %local.id, err, "a way to this host is closed");
+            }
             for address in super::routers::own_addresses(agent, &record) {
                 wanted.push((local.id.clone(), address));
                 let key = (local.id.clone(), address);

@@ -48,7 +48,32 @@ pub fn hosts(hosts: &[Host], style: Style) -> String {
             host.id.into(),
         ]);
     }
-    format!("{}* this host\n", table.render(style, 0))
+    format!("{}* this host\n{}", table.render(style, 0), ways(hosts, style))
+}
+
+/// The ways to hosts to which there are several.
+fn ways(hosts: &[Host], style: Style) -> String {
+    let mut table = Table::new(&["HOST", "WAY", ">SINCE", "WHY", "DIRECT", "IPIP", "IPUDP"]);
+    let mut any = false;
+    for host in sorted(hosts) {
+        let Some(path) = host.path else { continue };
+        any = true;
+        let state = |name: &str| {
+            let way = path.ways.iter().find(|way| way.way == name);
+            match way.map(|way| (way.reaches, way.arrives, way.works_ms)) {
+                None => "-".into(),
+                Some((_, _, Some(ms))) => Cell::toned(format!("works {}", age(ms)), Tone::Good),
+                Some((true, ..)) => Cell::toned("only there", Tone::Warning),
+                Some((_, true, _)) => Cell::toned("only back", Tone::Warning),
+                Some(_) => Cell::toned("silent", Tone::Alarm),
+            }
+        };
+        let states = ["direct", "ipip", "ipudp"].map(state);
+        let facts =
+            [host.name.into(), path.used.into(), age(path.since_ms).into(), path.why.into()];
+        table.row(facts.into_iter().chain(states).collect());
+    }
+    if any { format!("\n{}", table.render(style, 0)) } else { String::new() }
 }
 
 fn mtu(bytes: u16) -> String {

@@ -41,10 +41,39 @@ pub struct Host {
     /// Whether it is the host that answers.
     #[serde(rename = "self")]
     pub is_self: bool,
+    /// How packets get to it, where there are several ways; an agent of an earlier version tells of none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<HostPath>,
     /// Networks with an endpoint on it.
     pub networks: u64,
     /// Endpoints on it.
     pub endpoints: u64,
+}
+
+/// How packets of routed networks with `encapsulate=auto` or `cross-subnet` get to a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPath {
+    /// The way that is used: `direct`, `ipip` or `ipudp`.
+    pub used: String,
+    /// Why.
+    pub why: String,
+    /// Milliseconds since it is.
+    pub since_ms: u64,
+    /// How each way is doing, the cheapest first; empty where none is probed.
+    pub ways: Vec<HostWay>,
+}
+
+/// How one way to a host is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostWay {
+    /// `direct`, `ipip` or `ipudp`.
+    pub way: String,
+    /// Whether what we send arrives.
+    pub reaches: bool,
+    /// Whether what it sends arrives.
+    pub arrives: bool,
+    /// Milliseconds since both are so; `None` while they are not.
+    pub works_ms: Option<u64>,
 }
 
 /// A VTEP of a host.

@@ -15,7 +15,7 @@ pub use endpoint::{
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
-    Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, Limit, NeighborEntry,
+    Counter, Direction, Drops, FdbEntry, Host, HostPath, HostState, HostVtep, HostWay, Limit, NeighborEntry,
     NetworkStats, PlaceKind, RouteEntry, SourceKind, Stats,
 };
 pub use network::{
