@@ -435,6 +435,7 @@ fn routed(record: &NetworkRecord) -> Option<fdb::Routed> {
         fallback: falls_back(record),
         ports: fdb::UdpPorts { v4, v6 },
         subnets: subnets.collect(),
+        mss: record.options.mss_clamp.unwrap_or(false),
     })
 }
 
