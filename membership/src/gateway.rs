@@ -116,8 +116,7 @@ pub fn is_routed(network: &NetworkRecord) -> bool {
 #[must_use]
 pub fn has_host_endpoints(network: &NetworkRecord) -> bool {
     if network.mode.is_routed() {
-        // What a host has to say to others about their packets comes from there.
-        return true;
+        return reaches_hosts(network);
     }
     let own = own(network);
     let several =

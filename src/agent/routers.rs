@@ -371,15 +371,11 @@ async fn settle_inside(
     state: &mut RouterState,
     force: bool,
 ) -> Result<(), link::Error> {
-    let (blocks, away) = agent.tables.own_blocks(&record.id);
     let wanted = Inside {
         subnets: record.subnets.clone(),
         gateways: record.gateways.clone(),
         own: own_addresses(agent, record),
-        blocks,
-        away,
         way_out: gateway::is_routed(record),
-        mss_clamp: record.options.mss_clamp.unwrap_or(false),
     };
     if !force && state.inside.as_ref() == Some(&wanted) {
         return Ok(());

@@ -458,26 +458,6 @@ impl Tables {
         Some((params.udp_port, params.routed.clone()))
     }
 
-    /// The blocks of this host in a routed network, and the addresses in them that are elsewhere.
-    #[must_use]
-    pub fn own_blocks(&self, network: &NetworkId) -> (Vec<IpNet>, Vec<IpAddr>) {
-        let inner = self.lock();
-        let ours = inner.view.blocks_of(network).filter(|(_, item)| item.record.host == self.host);
-        let blocks: Vec<IpNet> = ours.map(|(cidr, _)| *cidr).collect();
-        let Some(key) = inner.reconciler.network_key(network) else { return (blocks, Vec::new()) };
-        let snapshot = inner.writer.working();
-        let routes = snapshot.network(key).into_iter().flat_map(|tables| tables.routes());
-        let away = routes.filter_map(|(prefix, route)| {
-            let ip = prefix.address();
-            let single = prefix.len() == if ip.is_ipv4() { 32 } else { 128 };
-            let elsewhere = single && route.place != Place::Local;
-            (elsewhere && blocks.iter().any(|block| block.contains(&ip))).then_some(ip)
-        });
-        let mut away: Vec<IpAddr> = away.collect();
-        away.sort_unstable();
-        (blocks, away)
-    }
-
     /// Whether frames between two containers of this host go through the switch.
     #[must_use]
     pub fn switches_locally(&self, network: NetworkKey) -> bool {

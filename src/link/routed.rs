@@ -6,9 +6,8 @@
 //! ```text
 //!   sandbox                     private namespace                          switch
 //!   eth0 198.51.100.5/32        ve<hash>  198.51.100.5/32 ─► ve<hash>
-//!   198.51.100.0/24 via  ─veth─ 169.254.1.1, fe80::1        own blocks  ─► unreachable
-//!       169.254.1.1                                         subnets     ─► tun0 ── queues
-//!                                                           the world   ─► up0   (super::uplink)
+//!   198.51.100.0/24 via  ─veth─ 169.254.1.1, fe80::1        subnets     ─► tun0 ── queues
+//!       169.254.1.1                                         the world   ─► up0   (super::uplink)
 //! ```
 //!
 //! There is no bridge: each sandbox has a link of its own to the router, with an address of full
@@ -16,13 +15,13 @@
 //! MAC, the same on every link of every host; both ends know each other's MAC for good, so no ARP
 //! and no neighbor discovery is needed, and what is asked all the same is answered.
 //!
-//! The longest prefix decides. An endpoint has its own route. What else is in the blocks of this host
-//! belongs to nobody and is answered unreachable, unless it is *away*: an address out of a block of
-//! ours that somebody elsewhere has. All other addresses of the network go to the switch, which knows
-//! where they are. So what comes from the wire never goes back to it.
+//! The longest prefix decides: an endpoint of this host has its own route, all other addresses of the
+//! network go to the switch, which knows where they are and answers for those that nobody has. So a
+//! packet from the wire for an endpoint that has just gone comes back to the switch once, and its
+//! sender is told.
 //!
-//! An address of the host's own, where the store has given it one, lies on the TUN: errors that the
-//! kernel sends to other hosts come from there, and the source check of those knows it.
+//! An address of the host's own, where the store has given it one, lies on the TUN. What the host
+//! itself sends into the network comes from there: the other hosts take nothing that is not of it.
 //!
 //! The kernel does it all, so local traffic goes on while no agent runs.
 
@@ -37,7 +36,7 @@ use netlink_packet_route::link::LinkAttribute;
 use super::names::TUN;
 use super::network::{TAP_QUEUE_FRAMES, missing};
 use super::nft::{in_namespace, nft};
-use super::routing::{Route, settle_addresses, settle_routes, settle_unreachable};
+use super::routing::{Route, settle_addresses, settle_routes};
 use super::uplink;
 use super::view::{Kind, Link};
 use super::{Error, NetNs, Netlink, NetworkNs, Pinned, netns, run_in, sysctl};
@@ -86,14 +85,8 @@ pub struct Inside {
     pub gateways: Vec<IpAddr>,
     /// This host's own addresses in the network; may be empty.
     pub own: Vec<IpAddr>,
-    /// The blocks of this host.
-    pub blocks: Vec<IpNet>,
-    /// Addresses in them that are on other hosts.
-    pub away: Vec<IpAddr>,
     /// Whether an uplink leads out.
     pub way_out: bool,
-    /// Whether the segment size of TCP connections is lowered to the MTU.
-    pub mss_clamp: bool,
 }
 
 /// A prefix that holds one address.
@@ -104,8 +97,7 @@ fn single(ip: IpAddr) -> IpNet {
 impl Inside {
     fn routes(&self) -> Vec<Route> {
         let route = |to: IpNet| Route { to, via: None, source: None, metric: METRIC };
-        let away = self.away.iter().copied().map(single);
-        self.subnets.iter().copied().chain(away).map(route).collect()
+        self.subnets.iter().copied().map(route).collect()
     }
 
     /// Whether the rules of the namespace would be the same.
@@ -121,23 +113,10 @@ impl Inside {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "{rest}");
         };
-        if !self.way_out && !self.mss_clamp {
-            return text;
-        }
-        line(format_args!("add table inet skybridge_routed"));
-        if self.mss_clamp {
-            line(format_args!(
-                "add chain inet skybridge_routed forward \
-                 {{ type filter hook forward priority -150; }}"
-            ));
-            line(format_args!(
-                "add rule inet skybridge_routed forward \
-                 tcp flags & (fin | syn | rst) == syn tcp option maxseg size set rt mtu"
-            ));
-        }
         if !self.way_out {
             return text;
         }
+        line(format_args!("add table inet skybridge_routed"));
         line(format_args!(
             "add chain inet skybridge_routed postrouting \
              {{ type nat hook postrouting priority 100; }}"
@@ -249,7 +228,6 @@ pub async fn settle(network: &NetworkNs, wanted: &Inside, rules: bool) -> Result
     let own: Vec<IpNet> = wanted.own.iter().copied().map(single).collect();
     settle_addresses(netlink, &tun, &own).await?;
     settle_routes(netlink, &tun, &wanted.routes()).await?;
-    settle_unreachable(netlink, &wanted.blocks).await?;
     if !rules {
         return Ok(());
     }
@@ -257,7 +235,7 @@ pub async fn settle(network: &NetworkNs, wanted: &Inside, rules: bool) -> Result
     let work = move || nft("lead the network out", &["-f", "-"], &text);
     match in_namespace(network.namespace(), work).await {
         // Without nft there are no rules of an earlier run either.
-        Err(Error::Nft { .. }) if !wanted.way_out && !wanted.mss_clamp => Ok(()),
+        Err(Error::Nft { .. }) if !wanted.way_out => Ok(()),
         written => written.map(drop),
     }
 }
@@ -279,9 +257,6 @@ mod tests {
             ..Inside::default()
         };
         assert_eq!(inside.rules(), REMOVE);
-        inside.mss_clamp = true;
-        let rules = inside.rules();
-        assert!(rules.contains("maxseg size set rt mtu") && !rules.contains("nat"), "{rules}");
         inside.way_out = true;
         let rules = inside.rules();
         for part in [
@@ -290,17 +265,5 @@ mod tests {
         ] {
             assert!(rules.contains(part), "{part} is not in\n{rules}");
         }
-    }
-
-    #[test]
-    fn what_is_away_goes_to_the_switch_though_its_block_is_ours() {
-        let inside = Inside {
-            subnets: vec!["192.0.2.0/24".parse().unwrap()],
-            blocks: vec!["192.0.2.0/29".parse().unwrap()],
-            away: vec!["192.0.2.3".parse().unwrap()],
-            ..Inside::default()
-        };
-        let to: Vec<String> = inside.routes().iter().map(|route| route.to.to_string()).collect();
-        assert_eq!(to, ["192.0.2.0/24", "192.0.2.3/32"]);
     }
 }

@@ -130,42 +130,6 @@ pub(super) async fn our_routes(netlink: &Netlink) -> Result<Vec<(u32, Route)>, E
     Ok(found)
 }
 
-/// Makes `wanted` exactly the prefixes that are answered unreachable where no longer one has a route.
-pub(super) async fn settle_unreachable(netlink: &Netlink, wanted: &[IpNet]) -> Result<(), Error> {
-    let mut present = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for message in netlink.routes(family).await? {
-            let ours = message.header.protocol == PROTOCOL;
-            if ours && message.header.kind == RouteType::Unreachable {
-                present.extend(Route::read(&message).map(|route| (route.to, message)));
-            }
-        }
-    }
-    for (to, message) in &present {
-        if !wanted.contains(to) {
-            netlink.route_delete(message.clone(), &to.to_string()).await?;
-        }
-    }
-    for to in wanted {
-        if !present.iter().any(|(found, _)| found == to) {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family(to.addr());
-            message.header.destination_prefix_length = to.prefix_len();
-            message.header.table = RouteHeader::RT_TABLE_MAIN;
-            message.header.protocol = PROTOCOL;
-            message.header.scope = RouteScope::Universe;
-            message.header.kind = RouteType::Unreachable;
-            message.attributes.push(RouteAttribute::Destination(to.addr().into()));
-            message.attributes.push(RouteAttribute::Priority(METRIC_UNREACHABLE));
-            netlink.route_replace(message, &to.to_string()).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Loses to a route of the same length.
-const METRIC_UNREACHABLE: u32 = 8192;
-
 /// Makes `wanted` exactly the addresses of `link`, without routes of their own.
 pub(super) async fn settle_addresses(
     netlink: &Netlink,

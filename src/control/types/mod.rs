@@ -15,8 +15,8 @@ pub use endpoint::{
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
 pub use listing::{
-    Counter, Direction, Drops, FdbEntry, Host, HostPath, HostState, HostVtep, HostWay, Limit, NeighborEntry,
-    NetworkStats, PlaceKind, RouteEntry, SourceKind, Stats,
+    Counter, Direction, Drops, FdbEntry, Host, HostPath, HostState, HostVtep, HostWay, Limit,
+    NeighborEntry, NetworkStats, PlaceKind, RouteEntry, SourceKind, Stats,
 };
 pub use network::{
     CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
