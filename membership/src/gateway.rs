@@ -116,7 +116,8 @@ pub fn is_routed(network: &NetworkRecord) -> bool {
 #[must_use]
 pub fn has_host_endpoints(network: &NetworkRecord) -> bool {
     if network.mode.is_routed() {
-        return reaches_hosts(network);
+        // Hosts that look for the best way ask each other from there.
+        return reaches_hosts(network) || network.options.encapsulate == Some(Encapsulate::Auto);
     }
     let own = own(network);
     let several =

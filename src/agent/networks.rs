@@ -321,10 +321,10 @@ pub fn listen(tables: &Tables, datapath: &Datapath, key: NetworkKey) -> Result<(
         return datapath.listen(udp_port).map_err(|err| err.to_string());
     };
     if routed.carrier == Carrier::IpIp {
-        //L3 datapath.listen_ip().map_err(|err| err.to_string())?;
+        datapath.listen_ip().map_err(|err| err.to_string())?;
     }
     if routed.carrier == Carrier::IpUdp || routed.fallback {
-        //L3 datapath.listen_routed(routed.ports).map_err(|err| err.to_string())?;
+        datapath.listen_routed(routed.ports).map_err(|err| err.to_string())?;
     }
     Ok(())
 }

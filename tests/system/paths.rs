@@ -84,11 +84,16 @@ fn wait_for(way: &str, [a, b]: [&Agent; 2]) -> Duration {
 
 /// Drops packets in the underlay: `rule` says which.
 fn cut(lab: &Lab, rule: &str) {
-    let rules = format!(
-        "table bridge lab_cut {{ chain on {{ type filter hook forward priority 0; {rule} drop; }} }}
-         table inet lab_cut {{ chain on {{ type filter hook forward priority 0; {rule} drop; }} }}"
-    );
-    let _ = lab.switch().exec("nft", &[&rules]);
+    let table = |family: &str| {
+        format!(
+            "table {family} lab_cut {{
+                chain cut {{ type filter hook forward priority 0; {rule} drop; }}
+            }}"
+        )
+    };
+    for family in ["bridge", "inet"] {
+        let _ = lab.switch().exec("nft", &[&table(family)]);
+    }
 }
 
 fn mend(lab: &Lab) {

@@ -374,7 +374,7 @@ impl Lab {
             section(&log.display().to_string(), tail(&String::from_utf8_lossy(&text), 200));
         }
         for agent in lock(&self.agents).iter().filter(|agent| agent.running()) {
-            for listing in ["status", "fdb", "neighbors", "drops", "stats"] {
+            for listing in ["status", "hosts", "fdb", "neighbors", "routes", "drops", "stats"] {
                 let output = agent.cli_quietly(&[listing]);
                 section(&format!("{}: {listing}", agent.name()), &output);
             }
