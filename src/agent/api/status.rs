@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use membership::record::{HostRecord, Mode};
 use membership::watch::WatchStatus;
 
 use super::listings::drops;
@@ -100,6 +101,13 @@ fn own_vteps(agent: &Agent) -> Vec<types::HostVtep> {
         .collect()
 }
 
+/// The modes that the VTEP which a host is reached by first can receive.
+fn modes(record: &HostRecord) -> Vec<String> {
+    let all = [Mode::Vxlan, Mode::IpIp, Mode::IpUdp];
+    let Some(vtep) = record.vteps.first() else { return Vec::new() };
+    all.iter().filter(|mode| vtep.carries(**mode)).map(ToString::to_string).collect()
+}
+
 pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
     agent.tables.reconciler(|reconciler, view| {
         view.hosts()
@@ -123,6 +131,7 @@ pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
                         .map(|vtep| types::HostVtep { address: vtep.advertise, port: vtep.port })
                         .collect(),
                     mtu: record.underlay_mtu,
+                    modes: modes(record),
                     version: record.software.clone(),
                     state: if host.is_present() {
                         types::HostState::Alive
