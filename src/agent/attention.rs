@@ -115,6 +115,7 @@ fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
     list(&mut notes, "conflicts", conflicts.collect(), "detach all but one of them");
     let next_step = "which is right? delete the others' records from the store";
     list(&mut notes, "rivals", rivals::find(view), next_step);
+    unable(&mut notes, reconciler, view);
     pools(&mut notes, view);
     let frozen: Vec<String> = reconciler.frozen().into_iter().map(ToString::to_string).collect();
     if !frozen.is_empty() {
@@ -128,6 +129,25 @@ fn notes(reconciler: &Reconciler, view: &View) -> BTreeMap<String, Note> {
         notes.insert("expiry".to_owned(), Note { text, next_step });
     }
     notes
+}
+
+/// Hosts with endpoints in networks that they cannot receive.
+fn unable(notes: &mut BTreeMap<String, Note>, reconciler: &Reconciler, view: &View) {
+    let mut found = Vec::new();
+    for (id, _) in reconciler.active() {
+        let Some(network) = view.network(id) else { continue };
+        let (name, mode) = (&network.record.name, network.record.mode);
+        for host in reconciler.unable(id) {
+            let text = format!(
+                "host {host} has endpoints in network {name} and does not say that it can receive \
+                 {mode}: they are not sent to"
+            );
+            found.push((format!("mode {id} {host}"), text));
+        }
+    }
+    let next_step =
+        "upgrade the program on that host; `skybridge hosts` shows what each can receive";
+    list(notes, "hosts", found, next_step);
 }
 
 /// Subnets that are nearly used up. Those of IPv6 have never been seen so.

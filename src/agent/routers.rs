@@ -504,8 +504,7 @@ async fn write_rules_now(agent: &Agent, check: bool) -> Result<(), link::Error> 
         let ways = agent.routers.ways.lock().unwrap_or_else(PoisonError::into_inner);
         ways.values().cloned().collect()
     };
-    let own = &agent.datapath.config().ports;
-    let udp_ports = firewall::udp_ports(own, &ephemeral());
+    let udp_ports = firewall::udp_ports(&own_ports(agent), &ephemeral());
     let rules = Rules { owner: owner.clone(), ways, udp_ports };
     let changed = written.rules.as_ref() != Some(&rules);
     if !changed && (!check || rules.ways.is_empty()) {
@@ -558,6 +557,18 @@ async fn write_rules_now(agent: &Agent, check: bool) -> Result<(), link::Error> 
     });
     written.rules = Some(rules);
     Ok(())
+}
+
+/// The UDP ports that the switch receives on, those of networks that are not here yet included.
+fn own_ports(agent: &Agent) -> Vec<u16> {
+    let mut ports = agent.datapath.config().ports.clone();
+    agent.tables.view(|view| {
+        for item in view.networks().filter(|item| item.record.mode.is_routed()) {
+            let (v4, v6) = membership::network::udp_ports(&item.record);
+            ports.extend([v4, v6]);
+        }
+    });
+    ports
 }
 
 /// The ports that the kernel gives to sockets which ask for none.

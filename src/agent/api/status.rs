@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use membership::key::HostName;
+use membership::record::{HostRecord, Mode};
 use membership::watch::WatchStatus;
 
 use super::listings::drops;
@@ -118,6 +119,13 @@ fn path_to(agent: &Agent, host: &HostName) -> Option<types::HostPath> {
     })
 }
 
+/// The modes that the VTEP which a host is reached by first can receive.
+fn modes(record: &HostRecord) -> Vec<String> {
+    let all = [Mode::Vxlan, Mode::IpIp, Mode::IpUdp];
+    let Some(vtep) = record.vteps.first() else { return Vec::new() };
+    all.iter().filter(|mode| vtep.carries(**mode)).map(ToString::to_string).collect()
+}
+
 pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
     agent.tables.reconciler(|reconciler, view| {
         view.hosts()
@@ -141,6 +149,7 @@ pub(super) fn hosts(agent: &Agent) -> Vec<types::Host> {
                         .map(|vtep| types::HostVtep { address: vtep.advertise, port: vtep.port })
                         .collect(),
                     mtu: record.underlay_mtu,
+                    modes: modes(record),
                     version: record.software.clone(),
                     state: if host.is_present() {
                         types::HostState::Alive

@@ -32,6 +32,9 @@ pub struct Host {
     pub vteps: Vec<HostVtep>,
     /// Its underlay MTU in bytes; 0 when unknown.
     pub mtu: u16,
+    /// Modes of networks that can be sent to it.
+    #[serde(default)]
+    pub modes: Vec<String>,
     /// Version of its agent.
     pub version: String,
     /// How it is.
