@@ -102,6 +102,13 @@ fn mend(lab: &Lab) {
     }
 }
 
+/// Datagrams that a container's kernel has given to its programs.
+fn received(container: &Container) -> u64 {
+    let text = container.netns().exec("cat", &["/proc/net/snmp"]);
+    let numbers = text.lines().rfind(|line| line.starts_with("Udp: "));
+    numbers.and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
+}
+
 /// A stream of datagrams both ways while `work` goes on: the longest pause of each.
 fn under_traffic(lab: &Lab, a: &Container, b: &Container, work: impl FnOnce()) -> [f64; 2] {
     let stop = Instant::now();
@@ -110,12 +117,16 @@ fn under_traffic(lab: &Lab, a: &Container, b: &Container, work: impl FnOnce()) -
         let at = std::net::SocketAddr::new(to.address(Family::V4), port).to_string();
         let receive =
             traffic::start(to.netns(), &lab.logs(), &format!("{name}-in"), &["udp-receive", &at]);
-        let args = ["udp-send", &at, "--seconds", "25", "--rate", "500", "--verify"];
+        let args = ["udp-send", &at, "--seconds", "30", "--rate", "500", "--verify"];
         (receive, traffic::start(from.netns(), &lab.logs(), &format!("{name}-out"), &args))
     });
+    for end in [a, b] {
+        let before = received(end);
+        wait_until("datagrams arrive", ALLOWED, || (received(end) > before + 50).then_some(()));
+    }
     work();
     let took = stop.elapsed();
-    assert!(took < Duration::from_secs(25), "the traffic ended before: {took:?}");
+    assert!(took < Duration::from_secs(30), "the traffic ended before: {took:?}");
     flows.map(|(receive, send)| {
         let _ = send.finish(Duration::from_secs(90)).expect_success();
         let report = receive.finish(Duration::from_secs(90)).expect_success().json();
@@ -208,7 +219,8 @@ fn one_subnet() {
     agents[1].start();
     wait_for("direct", both);
     carry(&lab, &ends[1], &ends[0], 2_000_000);
-    // What was made in the host's namespace goes with the agent.
+    // What was made in the host's namespace goes with the agent, and with this one the store.
+    agents[1].allow_log("store");
     let routes = || lab.host(1).netns().ip("route show proto 0x5b");
     assert!(routes().contains("via 192.0.2.2"), "{}", routes());
     agents[0].stop();
