@@ -35,6 +35,7 @@ mod soak;
 mod store_faults;
 mod support;
 mod traffic;
+mod tunnels;
 mod wire;
 
 fn main() {
@@ -43,6 +44,7 @@ fn main() {
     let mut suite = testkit::Suite::new();
     lab::register(&mut suite);
     traffic::register(&mut suite);
+    tunnels::register(&mut suite);
     interop::register(&mut suite);
     ovs::register(&mut suite);
     frames::register(&mut suite);
