@@ -327,7 +327,7 @@ impl Reconciler {
         let options = &record.options;
         let swarm = options.compat == Some(Compat::Swarm);
         let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
-        let broadcast = options.broadcast.unwrap_or(!swarm && !record.mode.is_routed());
+        let broadcast = options.broadcast.unwrap_or_else(|| !swarm && !record.mode.is_routed());
         fdb::Network {
             vni: record.vni,
             udp_port: record.udp_port.unwrap_or(self.defaults.udp_port),
