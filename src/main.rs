@@ -46,6 +46,7 @@ impl Entry for Program {
     fn demo(&self, options: DemoOptions) -> Result<ExitCode, Failure> {
         Ok(demo::run(&demo::Options {
             hosts: options.hosts,
+            mode: options.mode,
             keep: options.keep,
             color: options.color,
             seconds: options.seconds,

@@ -442,13 +442,16 @@ struct Saved {
     hosts: BTreeMap<HostName, Host>,
     networks: Vec<Item<NetworkRecord>>,
     endpoints: Vec<Item<EndpointRecord>>,
+    /// Of routed networks, whose routes they are.
+    #[serde(default)]
+    blocks: Vec<(NetworkId, IpNet, Item<BlockRecord>)>,
 }
 
 /// Version of the snapshot's form.
 const SNAPSHOT: u32 = 1;
 
 impl View {
-    /// Writes hosts, networks and endpoints to a file, replacing it in one step.
+    /// Writes hosts, networks, endpoints and the blocks of routed networks to a file, replacing it in one step.
     ///
     /// # Errors
     ///
@@ -460,10 +463,22 @@ impl View {
             hosts: self.hosts.clone(),
             networks: self.networks.values().cloned().collect(),
             endpoints: self.endpoints().cloned().collect(),
+            blocks: self.routed_blocks(),
         };
         let failed = |source| Error::File { path: path.to_owned(), what: "written", source };
         let bytes = serde_json::to_vec(&saved).map_err(|error| failed(error.into()))?;
         file::replace(path, &bytes).map_err(failed)
+    }
+
+    /// The blocks of routed networks.
+    fn routed_blocks(&self) -> Vec<(NetworkId, IpNet, Item<BlockRecord>)> {
+        let routed = self.networks().filter(|item| item.record.mode.is_routed());
+        let of = |item: &Item<NetworkRecord>| {
+            let id = item.record.id.clone();
+            let blocks = self.blocks_of(&id).map(|(cidr, item)| (id.clone(), *cidr, item.clone()));
+            blocks.collect::<Vec<_>>()
+        };
+        routed.flat_map(of).collect()
     }
 
     /// Reads what [`Self::save`] wrote; `None` when there is no file.
@@ -489,6 +504,9 @@ impl View {
             let id = item.record.id.clone();
             view.names.insert(item.record.name.clone(), id.clone());
             view.networks.insert(id, item);
+        }
+        for (network, cidr, item) in saved.blocks {
+            view.blocks.entry(network).or_default().insert(cidr, item);
         }
         for item in saved.endpoints {
             let record = &item.record;

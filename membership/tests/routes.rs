@@ -276,6 +276,26 @@ fn a_host_that_cannot_carry_the_mode_has_no_routes_and_is_named() {
     assert_eq!(agent.reconciler.unable(&Agent::network()).count(), 0);
 }
 
+/// Who starts without the store has the routes of the last run.
+#[test]
+fn blocks_are_in_the_snapshot() {
+    let mut agent = Agent::new();
+    agent.put_host(1, true);
+    agent.put_block(1, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tables.json");
+    agent.view.save(&path).unwrap();
+    let mut fresh = Agent::new();
+    fresh.view = View::load(&path).unwrap().unwrap();
+    let deltas = fresh.reconciler.deactivate(&View::new(), &Agent::network());
+    fresh.write(&deltas);
+    let deltas = fresh.reconciler.resync(&fresh.view, Millis(1_000_000));
+    fresh.write(&deltas);
+    let deltas = fresh.reconciler.activate(&fresh.view, &Agent::network());
+    fresh.write(&deltas);
+    assert_eq!(picture(&fresh.tables()), ["192.0.2.8/29 h1"]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Collect(usize),

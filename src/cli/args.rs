@@ -439,6 +439,9 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u8).range(2..=9))]
     pub hosts: u8,
+    /// Mode of the network
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
     /// Leave everything up at the end and say how to enter it
     #[arg(long)]
     pub keep: bool,

@@ -26,7 +26,7 @@ use crate::config::{self, Config, Effective, Purpose};
 use crate::control::check::{Check, Invalid};
 use crate::control::client::{self, Client};
 use crate::control::types::{
-    self, Attach, CollectGarbage, CreateNetwork, Detach, Gateway, UpdateNetwork, VtepAdd,
+    self, Attach, CollectGarbage, CreateNetwork, Detach, Gateway, Mode, UpdateNetwork, VtepAdd,
 };
 use args::{Command, Connection, Listing, NetworkCommand, VtepCommand};
 use render::Sorted as _;
@@ -146,6 +146,8 @@ pub struct StoreTls {
 pub struct DemoOptions {
     /// Hosts, 2 to 9.
     pub hosts: usize,
+    /// Mode of the network.
+    pub mode: Mode,
     /// Leave everything up at the end.
     pub keep: bool,
     /// Seconds of each run of the comparison; 0 leaves it out.
@@ -237,6 +239,7 @@ fn dispatch(command: Command, entry: &impl Entry) -> Result<ExitCode, Failure> {
         Command::Join(args) => store::join(&args),
         Command::Demo(args) => entry.demo(DemoOptions {
             hosts: usize::from(args.hosts),
+            mode: args.mode,
             keep: args.keep,
             seconds: args.seconds,
             color: !args.no_color && Style::for_output(io::stdout().is_terminal()) == Style::COLOR,

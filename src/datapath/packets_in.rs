@@ -101,6 +101,7 @@ impl Inbound {
             return;
         }
         self.heard.mark(vtep);
+        paths.heard(vtep);
         for element in train.take(ELEMENTS) {
             let range = at + element.packet.start..at + element.packet.end;
             let Some(bytes) = arena.get_mut(range.clone()) else { continue };

@@ -13,12 +13,14 @@
 //!   SendQueue: the packet where it was read, or segments in the scratch
 //! ```
 //!
-//! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet never
-//! has a don't-fragment bit clear, so a path that takes less is learned and told to the sender.
+//! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet has the
+//! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 in
+//! UDP on a path that leaves it less than 1,280 bytes is fragmented outside; IP-in-IP has no way for
+//! IPv6 there.
 //!
 //! What the underlay says of a path by ICMP carries too little of the inner packet to answer its
 //! sender (RFC 2003 section 4), so it is kept with the path: a smaller MTU until it expires, and that
-//! the VTEP is unreachable until the next packet, which is sent all the same and whose sender is told.
+//! the VTEP is unreachable until a next packet, which is sent all the same and whose sender is told.
 
 use encap::mtu::Encapsulation;
 use encap::{Link, ecn, flow, mss, segment, tcp, vnet};
@@ -32,6 +34,9 @@ use super::port::PortState;
 use super::responder::{self, Unreachable};
 use crate::underlay::raw::Kind;
 use crate::underlay::udp::Flavor;
+
+/// The least MTU of IPv6 (RFC 8200 section 5).
+const IPV6_LEAST: u16 = 1280;
 
 impl Outbound {
     /// As [`Outbound::frame`], for a packet.
@@ -132,10 +137,14 @@ impl Outbound {
         };
         let (ipv6, inner_ipv6) = (path.is_ipv6(), packet.destination.is_ipv6());
         let encapsulation = path.encapsulation(routed);
-        let max = path.max_packet(encapsulation);
+        let fits = path.max_packet(encapsulation);
+        // IPv6 never gets by with less; then the outer packet is fragmented (RFC 4213 section 3.2.1,
+        // RFC 2473 section 7.1).
+        let df = !inner_ipv6 || fits >= IPV6_LEAST || encapsulation != Encapsulation::IpUdp;
+        let max = if df { fits } else { IPV6_LEAST };
         let (gso, key) = if encapsulation == Encapsulation::IpUdp {
             let gso = path.checksum && path.takes_gso(turn.now_ms);
-            let flavor = Flavor { ipv6, df: true, checksum: path.checksum }.index() as u8;
+            let flavor = Flavor { ipv6, df, checksum: path.checksum }.index() as u8;
             let to = if inner_ipv6 { routed.ports.v6 } else { routed.ports.v4 };
             let key = Key {
                 to: self.paths.at_port(vtep, to),

@@ -5,7 +5,10 @@
 //! A worker keeps one [`Path`] per VTEP slot. It is refreshed when the table generation moves, and
 //! remembers what sending taught: a smaller path MTU (from the socket error queue) and a refusal of
 //! UDP segmentation. Both are forgotten after a while, so that a healed path is used in full again.
-//! That the VTEP was said to be unreachable is remembered until a sender can be told of it.
+//!
+//! That the VTEP was said to be unreachable is told to the next sender once it has been said for
+//! [`UNREACHABLE_MS`] while nothing came from the VTEP: Linux says "protocol unreachable" also of a raw
+//! socket whose buffer is full, and such an answer would end TCP connections that are being opened.
 //!
 //! The place of a datagram's destination is a [`Destination`]: the VTEP's slot for its own port, or a
 //! number given on first use for any other port, or for none (IP-in-IP has no ports).
@@ -22,6 +25,10 @@ use crate::sys::mmsg::{Address, FURTHER};
 const MTU_LIFETIME_MS: u64 = 600_000;
 /// A path that refused UDP segmentation is tried again after this long.
 const GSO_RETRY_MS: u64 = 60_000;
+/// How long a VTEP is said to be unreachable before a sender is told.
+const UNREACHABLE_MS: u64 = 1000;
+/// What was said this long ago belongs to another trouble.
+const UNREACHABLE_STALE_MS: u64 = 10_000;
 /// What a path is never believed to take less than, as an ICMP answer may be forged: the kernel's own
 /// floor (`net.ipv4.route.min_pmtu`), and RFC 8200 section 5.
 const LEAST_MTU_V4: u16 = 552;
@@ -65,8 +72,10 @@ pub struct Path {
     generation: Generation,
     /// IP-in-IP gets through to it, as far as is known.
     pub ip_in_ip: bool,
-    /// It was said to be unreachable, and no sender was told of it yet.
-    unreachable: bool,
+    /// Since when it is said to be unreachable, and when it was said last.
+    unreachable: Option<(u64, u64)>,
+    /// A sender is to be told so.
+    tell: bool,
     /// Bytes of the largest outer packet that fits.
     outer: u16,
     /// The largest inner frame that fits in VXLAN, Ethernet header included, in bytes.
@@ -211,7 +220,8 @@ impl Paths {
                 gso_refused_at_ms: None,
                 generation: snapshot.generation(),
                 ip_in_ip: true,
-                unreachable: false,
+                unreachable: None,
+                tell: false,
                 outer: 0,
                 max_frame: 0,
             });
@@ -282,17 +292,34 @@ impl Paths {
         [&self.addresses, &self.further]
     }
 
-    /// Whether `key` was said to be unreachable since this was asked last.
+    /// Whether a sender is to be told that `key` is unreachable; the next one is told anew.
     #[inline]
     pub fn take_unreachable(&mut self, key: VtepKey) -> bool {
         let path = self.paths.get_mut(key.0 as usize).and_then(Option::as_mut);
-        path.is_some_and(|path| std::mem::take(&mut path.unreachable))
+        path.is_some_and(|path| std::mem::take(&mut path.tell))
     }
 
     /// The path said that `destination` cannot be reached.
-    pub fn note_unreachable(&mut self, destination: IpAddr) {
-        for path in self.paths.iter_mut().flatten() {
-            path.unreachable |= path.address.ip() == destination;
+    pub fn note_unreachable(&mut self, destination: IpAddr, now_ms: u64) {
+        let paths = self.paths.iter_mut().flatten();
+        for path in paths.filter(|path| path.address.ip() == destination) {
+            let since = match path.unreachable {
+                Some((since, last)) if now_ms.saturating_sub(last) < UNREACHABLE_STALE_MS => since,
+                _ => now_ms,
+            };
+            path.unreachable = Some((since, now_ms));
+            path.tell = now_ms.saturating_sub(since) >= UNREACHABLE_MS;
+        }
+    }
+
+    /// Something came from `key`.
+    #[inline]
+    pub fn heard(&mut self, key: VtepKey) {
+        if let Some(Some(path)) = self.paths.get_mut(key.0 as usize)
+            && path.unreachable.is_some()
+        {
+            path.unreachable = None;
+            path.tell = false;
         }
     }
 

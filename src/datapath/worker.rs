@@ -271,7 +271,7 @@ fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
         if let (Some(destination), Some(icmp)) = (error.destination, error.icmp)
             && says_unreachable(icmp)
         {
-            paths.note_unreachable(destination);
+            paths.note_unreachable(destination, now_ms);
         }
     }
     count

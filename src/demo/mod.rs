@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lab::{Error, Lab, Underlay, run as run_command, wait};
 use measure::{Figures, Way};
 
+use crate::control::types::Mode;
+
 /// The demo's network.
 const NETWORK: &str = "demo";
 const SUBNET: &str = "198.51.100.0/24";
@@ -39,6 +41,8 @@ const ROUNDS: usize = 3;
 pub struct Options {
     /// How many hosts, 2 to 9.
     pub hosts: usize,
+    /// Mode of the network.
+    pub mode: Mode,
     /// Leave everything up at the end and say how to enter it.
     pub keep: bool,
     /// Colours.
@@ -97,7 +101,7 @@ fn demo(options: &Options, interrupted: &Arc<AtomicBool>) -> Result<(), Error> {
         kept: false,
     };
     demo.title(&format!("{hosts} hosts, one network, {hosts} containers"));
-    demo.draw();
+    demo.draw(options.mode);
     demo.title("An agent on each host, the embedded store on the first");
     for number in 1..=hosts {
         demo.start_agent(number)?;
@@ -106,7 +110,12 @@ fn demo(options: &Options, interrupted: &Arc<AtomicBool>) -> Result<(), Error> {
         demo.wait_for_agent(number)?;
     }
     demo.title("A network, and a container on each host");
-    demo.show(1, &["network", "create", NETWORK, "--subnet", SUBNET, "--subnet", SUBNET6])?;
+    let mode = options.mode.to_string();
+    let mut create = vec!["network", "create", NETWORK, "--subnet", SUBNET, "--subnet", SUBNET6];
+    if options.mode != Mode::Vxlan {
+        create.extend(["--mode", &mode]);
+    }
+    demo.show(1, &create)?;
     let mut addresses = Vec::new();
     for number in 1..=hosts {
         addresses.push(demo.attach(number)?);
@@ -123,8 +132,12 @@ fn demo(options: &Options, interrupted: &Arc<AtomicBool>) -> Result<(), Error> {
     let hash = measure::checked_transfer(&demo.lab, &overlay, CHECKED_BYTES)?;
     say(&format!("  sent and received SHA-256 {hash}"));
     demo.title("What the first host knows");
-    for listing in [&["status"][..], &["hosts"], &["endpoints"], &["fdb"], &["neighbors"]] {
-        demo.show(1, listing)?;
+    let tables = match options.mode {
+        Mode::Vxlan => &["fdb", "neighbors"][..],
+        Mode::Ipip | Mode::Ipudp => &["routes"],
+    };
+    for listing in ["status", "hosts", "endpoints"].iter().chain(tables) {
+        demo.show(1, &[*listing])?;
     }
     if options.seconds > 0.0 {
         demo.title("Throughput, interleaved, medians of this run");
@@ -351,7 +364,7 @@ impl Demo {
         }
     }
 
-    fn draw(&self) {
+    fn draw(&self, mode: Mode) {
         /// Columns between the borders of a box, and between two boxes.
         const INNER: usize = 19;
         const GAP: usize = 2;
@@ -375,10 +388,15 @@ impl Demo {
         line('┌', '┐', &|n| format!("─ host h{n} "), '─');
         row(&|n| format!("  container c{n}"));
         row(&|_| "       │ veth".to_owned());
-        row(&|_| "    bridge".to_owned());
-        row(&|_| "       │ TAP".to_owned());
+        let (inside, port, wire) = match mode {
+            Mode::Vxlan => ("    bridge", "       │ TAP", "       │ UDP 4789"),
+            Mode::Ipip => ("    routes", "       │ TUN", "       │ protocol 4, 41"),
+            Mode::Ipudp => ("    routes", "       │ TUN", "       │ UDP 4760, 4761"),
+        };
+        row(&|_| inside.to_owned());
+        row(&|_| port.to_owned());
         row(&|n| if n == 1 { "  agent, store" } else { "  agent" }.to_owned());
-        row(&|_| "       │ UDP 4789".to_owned());
+        row(&|_| wire.to_owned());
         row(&|n| format!("  {}", self.lab.address(n)));
         line('└', '┘', &|_| "───────┬".to_owned(), '─');
         line(' ', ' ', &|_| "       │".to_owned(), ' ');

@@ -130,6 +130,14 @@ pub fn by_udp(slot: usize, packet: &[u8]) -> Arrived {
     come(Arrived::raw(slot, packet.to_vec()), Via::Udp(port), ipv6)
 }
 
+/// `packet` from an IPv4 or IPv6 VTEP by this carrier; the source is still to be given.
+fn by_way(carrier: Carrier, ipv6_under: bool, packet: &[u8]) -> Arrived {
+    let arrived = if carrier == Carrier::IpIp { by_ip(1, packet) } else { by_udp(1, packet) };
+    let Some(source) = arrived.packets.filter(|_| ipv6_under) else { return arrived };
+    let outer_header = Source { outer_header: false, ..source };
+    Arrived { bytes: packet.to_vec(), packets: Some(outer_header), ..arrived }
+}
+
 pub fn whole(spec: &Spec) -> Vec<u8> {
     spec.whole()[ETHERNET..].to_vec()
 }
@@ -368,6 +376,30 @@ fn a_path_that_shrinks_is_learned_from_the_raw_socket_too() {
 }
 
 #[test]
+fn ipv6_keeps_its_least_mtu_in_udp_by_fragments_outside() {
+    for (mtu, fragmented) in [(1308, false), (1307, true)] {
+        let mut lab = routed(2, Options::default(), Carrier::IpUdp, false);
+        let host = &mut lab.hosts[0];
+        host.outbound.paths.set_own_mtu(mtu, 0);
+        let largest = whole(&Spec::new(1, 17, true, false, 1280 - 48));
+        assert_eq!(host.send_whole(&largest), Outcome::Done);
+        assert_eq!(host.wire.sent[0].flavor & 2 == 0, fragmented, "don't-fragment");
+        assert!(matches!(
+            host.send_whole(&whole(&Spec::new(1, 17, true, false, 1281 - 48))),
+            Outcome::Reply(_)
+        ));
+        assert_eq!(message(&host.replies[0], 17), (2, 0, 1280));
+        // IPv4 does with less.
+        let (header, packet) = partial(&Spec::new(1, 17, false, true, 3000), 1432);
+        host.wire.sent.clear();
+        host.send(&header, &packet);
+        assert!(host.wire.sent.iter().all(|sent| sent.flavor & 2 != 0));
+        let longest = host.wire.datagrams().iter().map(|(_, packet)| packet.len()).max();
+        assert_eq!(longest, Some(usize::from(mtu) - 28));
+    }
+}
+
+#[test]
 fn who_cannot_be_reached_is_told_to_the_sender() {
     for ipv6 in [false, true] {
         let (net, host_code) = if ipv6 { ((1, 0), (1, 3)) } else { ((3, 0), (3, 1)) };
@@ -408,14 +440,24 @@ fn that_a_vtep_is_unreachable_is_told_once_and_the_packet_sent_all_the_same() {
         let packet = whole(&Spec::new(1, 17, false, false, 10));
         assert_eq!(host.send_whole(&packet), Outcome::Done);
         let vtep = if under { vtep_address_v6(1) } else { vtep_address(1) };
-        host.outbound.paths.note_unreachable(vtep);
+        // Once is a full buffer there, as is what ends when something is heard.
+        host.outbound.paths.note_unreachable(vtep, 0);
+        assert_eq!(host.send_whole(&packet), Outcome::Done);
+        let there = whole(&Spec::new(17, 1, false, false, 10));
+        host.outbound.paths.note_unreachable(vtep, 900);
+        host.receive(&[Arrived { source: vtep, ..by_way(carrier, under, &there) }]);
+        host.outbound.paths.note_unreachable(vtep, 1000);
+        assert_eq!(host.send_whole(&packet), Outcome::Done);
+        host.outbound.paths.note_unreachable(vtep, 30_000);
+        assert_eq!(host.send_whole(&packet), Outcome::Done, "another trouble");
+        host.outbound.paths.note_unreachable(vtep, 31_000);
         host.send_whole(&whole(&Spec::new(1, 33, false, false, 10)));
         assert!(host.replies.is_empty(), "another VTEP");
         assert!(matches!(host.send_whole(&packet), Outcome::Reply(_)));
         let (kind, code, _) = message(&host.replies[0], 17);
         assert_eq!((kind, code), (3, 1));
         assert_eq!(host.send_whole(&packet), Outcome::Done);
-        assert_eq!(host.wire.sent.len(), 4);
+        assert_eq!(host.wire.sent.len(), 7);
         assert_eq!(host.dropped(), []);
     }
 }

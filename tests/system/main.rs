@@ -37,6 +37,7 @@ mod soak;
 mod store_faults;
 mod support;
 mod traffic;
+mod tunnels;
 mod wire;
 
 fn main() {
@@ -45,6 +46,7 @@ fn main() {
     let mut suite = testkit::Suite::new();
     lab::register(&mut suite);
     traffic::register(&mut suite);
+    tunnels::register(&mut suite);
     interop::register(&mut suite);
     ovs::register(&mut suite);
     frames::register(&mut suite);

@@ -35,6 +35,8 @@ pub enum Cap {
     Ovs,
     /// Root, and network namespaces may be made.
     Root,
+    /// `socat` is installed.
+    Socat,
     /// `systemd-analyze` is installed; systemd need not run.
     SystemdAnalyze,
     /// `tcpdump` is installed.
@@ -59,6 +61,7 @@ impl Cap {
             Self::Openssl => "openssl",
             Self::Ovs => "ovs",
             Self::Root => "root",
+            Self::Socat => "socat",
             Self::SystemdAnalyze => "systemd-analyze",
             Self::Tcpdump => "tcpdump",
             Self::Tun => "tun",
@@ -98,6 +101,7 @@ impl Cap {
             Self::Ovs => works(&mut crate::ovs::probe(), "Open vSwitch is not here"),
             Self::Root if !Uid::effective().is_root() => Some("not root".to_owned()),
             Self::Root => in_namespace(&[]),
+            Self::Socat => works(Command::new("socat").arg("-V"), "socat is not installed"),
             Self::SystemdAnalyze => works(
                 Command::new("systemd-analyze").arg("--version"),
                 "systemd-analyze is not installed",
