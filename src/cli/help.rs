@@ -338,7 +338,8 @@ pub(super) const HOSTS: &str = "\
 List the hosts and whether they are alive
 
 A host whose lease has ended is suspect: its endpoints stay reachable, and lose to a newer claim of
-the same MAC or address.";
+the same MAC or address. Where packets may take several ways to a host, the way in use is shown,
+with how each is doing.";
 
 pub(super) const HOSTS_EXAMPLES: &str = "\
 Example:
