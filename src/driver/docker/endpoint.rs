@@ -84,7 +84,7 @@ impl Driver {
         for ip in ips {
             self.evict(&network.id, *ip).await?;
             if let Some(holder) = self.holder(&network.id, *ip).await? {
-                adopt = adopt.or(early_holder(&holder));
+                adopt = adopt.or_else(|| early_holder(&holder));
             }
         }
         // Docker gives addresses of the families that it has enabled, and no others shall be had.

@@ -51,10 +51,10 @@ pub(super) fn check_subnet(network: &NetworkRecord, prefix: IpNet) -> Result<(),
 /// `libnetwork/ipamutils`): 172.17.0.0/16 to 172.31.0.0/16, and /20s of 192.168.0.0/16.
 fn is_dockers_choice(prefix: IpNet) -> bool {
     let IpNet::V4(prefix) = prefix else { return false };
-    match (prefix.addr().octets(), prefix.prefix_len()) {
-        ([172, 17..=31, ..], 16) | ([192, 168, ..], 20) => true,
-        _ => false,
-    }
+    matches!(
+        (prefix.addr().octets(), prefix.prefix_len()),
+        ([172, 17..=31, ..], 16) | ([192, 168, ..], 20)
+    )
 }
 
 impl Driver {

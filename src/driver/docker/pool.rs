@@ -292,7 +292,7 @@ impl Driver {
             (Some(_), None, None) => given(pool.prefix.network(), pool.prefix),
             (None, None, Some(wanted)) => given(wanted, pool.prefix),
             (None, None, None) => {
-                let first = after(pool.prefix.network()).unwrap_or(pool.prefix.network());
+                let first = after(pool.prefix.network()).unwrap_or_else(|| pool.prefix.network());
                 given(first, pool.prefix)
             }
         }
