@@ -8,7 +8,7 @@ use serde_json::Value;
 use testkit::traffic;
 use testkit::{Agent, Cap, Container, Docker, Family, Lab, Store, Suite, wait_until};
 
-use crate::support::{exchange, measured};
+use crate::support::{AGENTS, exchange, measured};
 
 mod faults;
 mod global;
@@ -32,9 +32,13 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::daemons_live_side_by_side", WITH_DOCKER, daemons_live_side_by_side);
     suite.test("docker::two_hosts", WITH_DOCKER, two_hosts);
     suite.test("docker::users_options", WITH_DOCKER, users_options);
-    faults::register(suite);
-    global::register(suite);
-    replay::register(suite);
+    suite.test("docker::crashes", WITH_DOCKER, faults::crashes);
+    suite.test("docker::lost_messages", AGENTS, faults::lost_messages);
+    suite.test("docker::bad_requests", AGENTS, faults::bad_requests);
+    suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);
+    for name in ["local", "fail", "kv", "swarm"] {
+        suite.test(format!("docker::replay_{name}"), AGENTS, move || replay::replay(name));
+    }
 }
 
 /// Two hosts with Docker and an agent each, and an etcd.

@@ -3,20 +3,14 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use testkit::{Agent, Family, Lab, Netns, Store, Suite, traffic, wait_until};
+use testkit::{Agent, Family, Lab, Netns, Store, traffic, wait_until};
 
 use super::replay::{ask, send};
-use super::{ALLOWED, Scene, WITH_DOCKER};
-use crate::support::{AGENTS, exchange, measured};
-
-pub(crate) fn register(suite: &mut Suite) {
-    suite.test("docker::crashes", WITH_DOCKER, crashes);
-    suite.test("docker::lost_messages", AGENTS, lost_messages);
-    suite.test("docker::bad_requests", AGENTS, bad_requests);
-}
+use super::{ALLOWED, Scene};
+use crate::support::{exchange, measured};
 
 /// Both are killed while containers run; in the end nothing is left of anything.
-fn crashes() {
+pub(crate) fn crashes() {
     let scene = Scene::started();
     let [one, two] = scene.dockers.as_slice() else { panic!("two of them") };
     let before = scene.traces();
@@ -128,7 +122,7 @@ fn wait_endpoints(agent: &Agent, count: usize) {
 }
 
 /// Under the settings of the unit: it shows that they leave enough for Docker.
-fn lost_messages() {
+pub(crate) fn lost_messages() {
     const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/skybridge.service");
     let lab = Lab::with_hosts(1).build();
     let socket = lab.directory().join("docker1.sock");
@@ -236,7 +230,7 @@ fn run_ip(args: &[&str]) -> testkit::Finished {
 }
 
 /// Whatever comes is answered, and the agent goes on.
-fn bad_requests() {
+pub(crate) fn bad_requests() {
     let lab = Lab::with_hosts(1).build();
     let (agent, socket) = super::replay::agent(&lab, 1, "local");
     let status = |head: &str, body: &str| send(&socket, head, body).0;

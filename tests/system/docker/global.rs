@@ -1,15 +1,11 @@
 //! Global scope: two Dockers with one cluster store, which is told to one of their drivers only.
 
 use testkit::docker::ClusterStore;
-use testkit::{Family, Suite, traffic};
+use testkit::{Family, traffic};
 
-use super::{Scene, WITH_DOCKER, seen};
+use super::{Scene, seen};
 
-pub(crate) fn register(suite: &mut Suite) {
-    suite.test("docker::global_scope", WITH_DOCKER, global_scope);
-}
-
-fn global_scope() {
+pub(crate) fn global_scope() {
     let scene = Scene::new("global");
     let store = ClusterStore::start(&scene.lab);
     for (docker, host) in scene.dockers.iter().zip(scene.lab.hosts()) {

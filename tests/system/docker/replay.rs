@@ -10,18 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use testkit::{Agent, Cap, Family, Lab, Store, Suite};
-
-use crate::support::AGENTS;
+use testkit::{Agent, Family, Lab, Store};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/docker");
-
-pub(crate) fn register(suite: &mut Suite) {
-    let caps: &'static [Cap] = AGENTS;
-    for name in ["local", "fail", "kv", "swarm"] {
-        suite.test(format!("docker::replay_{name}"), caps, move || replay(name));
-    }
-}
 
 /// Sends one request as Docker does, and gives status and body.
 #[track_caller]
@@ -104,7 +95,7 @@ fn translated(value: &Value, ours: &BTreeMap<String, String>) -> Value {
     }
 }
 
-fn replay(name: &str) {
+pub(crate) fn replay(name: &str) {
     let text = std::fs::read_to_string(format!("{FIXTURES}/{name}.jsonl")).unwrap();
     let scope = if matches!(name, "kv" | "swarm") { "global" } else { "local" };
     let lab = Lab::with_hosts(2).build();

@@ -176,6 +176,8 @@ impl Docker {
         }
         daemon.arg(format!("--host=unix://{directory}/docker.sock"));
         daemon.arg(format!("--cgroup-parent=/{}", inner.cgroup()));
+        // Under systemd it would be another one by default, with other names of groups.
+        daemon.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
         daemon.args(["--bridge=none", "--shutdown-timeout=3"]).args(args);
         // A daemon that was killed leaves its own.
         let _: std::io::Result<()> = fs::remove_file(inner.directory.join("docker.pid"));
@@ -427,7 +429,6 @@ impl ClusterStore {
         let client = format!("http://192.0.2.254:{}", Self::PORT);
         let peer = format!("http://192.0.2.254:{}", Self::PORT + 1);
         let mut etcd = lab.switch().command(unpacked("usr/bin/etcd"));
-        etcd.env("ETCD_UNSUPPORTED_ARCH", "arm64");
         etcd.arg("--data-dir").arg(lab.directory().join("cluster-store"));
         etcd.args(["--enable-v2", "--name", "c", "--initial-cluster", &format!("c={peer}")]);
         for flag in ["listen-client-urls", "advertise-client-urls"] {
