@@ -16,14 +16,14 @@
 //! **Which network it is.** Docker gives a network of local scope another id on each host, and asks
 //! for pools before it tells of the network. So the id of a pool is made of what the user wrote, its
 //! prefix and the options of `--ipam-opt`, and is the same on every host; the network is found by
-//! the options `network` and `vni` or else by its subnets ([`network`]). What was found is written
+//! the options `network` and `vni` or else by its subnets (`network`). What was found is written
 //! to the store, where it is found again by Docker's id or the pool's, on this host first and then
 //! on any: a network of global scope is told to one host only.
 //!
 //! **Nothing is in memory alone.** Docker neither repeats anything when the plugin comes back nor
 //! tells of all that ended when it was away itself. An endpoint is an attachment like any other,
 //! with a note on the disk; between CreateEndpoint and Join it is `Reserved`. What Docker forgot to
-//! end is found by what is left of it ([`keep`]): an interface that is gone, one that Docker put
+//! end is found by what is left of it (`keep`): an interface that is gone, one that Docker put
 //! back, an address or endpoint that nothing follows.
 //!
 //! **The gateway.** Docker wants one per pool and has every container's default route end in it,
