@@ -9,6 +9,7 @@
 
 mod attach;
 mod bounds;
+mod docker;
 mod errors;
 mod faults;
 mod flood;
@@ -74,5 +75,6 @@ fn main() {
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);
+    docker::register(&mut suite);
     suite.run();
 }
