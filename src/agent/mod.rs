@@ -21,6 +21,7 @@
 //! - *keep* ([`reserve`]): holds addresses ready for attaching while the store is away;
 //! - *underlay* ([`underlay`]): follows this host's own interfaces;
 //! - *keep* gateways and uplinks ([`routers`]) as they shall be, and the host's rules with them;
+//! - *run* ([`kernel`]): exchanges entries with vxlan devices of the kernel;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
@@ -32,6 +33,7 @@ pub mod claims;
 pub mod figures;
 pub mod garbage;
 mod guards;
+pub mod kernel;
 pub mod networks;
 pub mod republish;
 pub mod reserve;
@@ -110,6 +112,8 @@ pub struct Agent {
     pub reserve: Book,
     /// The ways out of networks.
     pub routers: Routers,
+    /// Vxlan devices of the kernel that networks exchange entries with.
+    pub kernel: kernel::Kernel,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -185,6 +189,7 @@ impl Agent {
         Self {
             reserve,
             routers: Routers::default(),
+            kernel: kernel::Kernel::open(parts.state.path()),
             name: parts.name,
             id: parts.id,
             config: parts.config,

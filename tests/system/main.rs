@@ -34,6 +34,7 @@ mod session;
 mod soak;
 mod store_faults;
 mod support;
+mod swarm;
 mod traffic;
 mod wire;
 
@@ -68,5 +69,6 @@ fn main() {
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);
+    swarm::register(&mut suite);
     suite.run();
 }

@@ -15,6 +15,8 @@ use crate::view::View;
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) key: NetworkKey,
+    /// Its UDP port, where that is not each VTEP's own.
+    pub(super) port: Option<u16>,
     params: Option<fdb::Network>,
     /// What each endpoint claims, as last seen.
     endpoints: HashMap<EndpointId, Claimant>,
@@ -51,9 +53,10 @@ impl Claimant {
 }
 
 impl Tables {
-    pub(super) fn new(key: NetworkKey) -> Self {
+    pub(super) fn new(key: NetworkKey, port: Option<u16>) -> Self {
         Self {
             key,
+            port,
             params: None,
             endpoints: HashMap::new(),
             claims: HashMap::new(),
@@ -196,10 +199,10 @@ impl Tables {
         let mut macs = BTreeMap::new();
         let mut neighbors = BTreeMap::new();
         for (vtep, key) in vteps {
-            for known in &vtep.macs {
-                macs.entry(known.mac).or_insert(*key);
-                for ip in &known.ips {
-                    neighbors.entry(*ip).or_insert((known.mac, *key));
+            for (mac, ips) in vtep.known() {
+                macs.entry(mac).or_insert(*key);
+                for ip in ips {
+                    neighbors.entry(*ip).or_insert((mac, *key));
                 }
             }
         }
@@ -310,7 +313,7 @@ impl Reconciler {
             .members
             .keys()
             .filter(|host| **host != self.own && !self.suspects.has_left(host))
-            .filter_map(|host| self.vteps.primary(host));
+            .filter_map(|host| self.vteps.primary_at(host, tables.port));
         tables.members_changed = false;
         let mut flood: Vec<VtepKey> = hosts.chain(tables.statics.iter().copied()).collect();
         flood.sort_unstable();
@@ -386,7 +389,7 @@ impl Reconciler {
                 let place = if claimant.host == self.own {
                     Place::Local
                 } else {
-                    Place::Vtep(self.vteps.primary(&claimant.host)?)
+                    Place::Vtep(self.vteps.primary_at(&claimant.host, tables.port)?)
                 };
                 let alive = !self.suspects.contains(&claimant.host);
                 Some(((alive, claimant.revision, endpoint), claimant.mac, place))

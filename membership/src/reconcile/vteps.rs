@@ -1,6 +1,6 @@
 //! The dense slots of VTEPs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use fdb::{Delta, Vtep, VtepKey};
@@ -15,6 +15,8 @@ pub(super) enum Slot {
     /// The `ordinal`-th VTEP of a family of a host. Not by address, so that a host which changes its
     /// address keeps its slot, and what points to it.
     Host { host: HostName, ipv6: bool, ordinal: u32 },
+    /// The address that a host is reached at, at the port of a network that has one of its own.
+    Ported { host: HostName, port: u16 },
     /// A static VTEP.
     Static(IpAddr),
 }
@@ -26,12 +28,15 @@ pub(super) struct Vteps {
     put: HashMap<VtepKey, Vtep>,
     /// The slots of each host, and the one it is reached by.
     hosts: BTreeMap<HostName, Hosted>,
+    /// The ports that networks have for their own.
+    ports: BTreeSet<u16>,
 }
 
 #[derive(Debug, Default)]
 struct Hosted {
     keys: Vec<VtepKey>,
     primary: Option<VtepKey>,
+    ported: BTreeMap<u16, VtepKey>,
 }
 
 impl Vteps {
@@ -41,6 +46,33 @@ impl Vteps {
 
     pub(super) fn primary(&self, host: &HostName) -> Option<VtepKey> {
         self.hosts.get(host)?.primary
+    }
+
+    /// Where a host is reached in a network with this UDP port; `None` is each host's own.
+    pub(super) fn primary_at(&self, host: &HostName, port: Option<u16>) -> Option<VtepKey> {
+        let hosted = self.hosts.get(host)?;
+        match port {
+            None => hosted.primary,
+            Some(port) => hosted.ported.get(&port).copied(),
+        }
+    }
+
+    /// Everything that a host's entries may point to: at its own port, and at those of networks.
+    pub(super) fn places(&self, host: &HostName) -> (Option<VtepKey>, BTreeMap<u16, VtepKey>) {
+        self.hosts
+            .get(host)
+            .map(|hosted| (hosted.primary, hosted.ported.clone()))
+            .unwrap_or_default()
+    }
+
+    /// The ports that hosts shall be reached at beside their own. False when it was so before;
+    /// otherwise every host is to be put again.
+    pub(super) fn set_ports(&mut self, ports: BTreeSet<u16>) -> bool {
+        if self.ports == ports {
+            return false;
+        }
+        self.ports = ports;
+        true
     }
 
     pub(super) fn hosts(&self) -> impl Iterator<Item = HostName> {
@@ -80,13 +112,23 @@ impl Vteps {
                 checksum: vtep.checksum,
                 suspect,
             };
-            self.put(key, wanted, out);
+            self.put(key, wanted.clone(), out);
             hosted.keys.push(key);
             let ours = |own: &VtepRecord| own.advertise.is_ipv6() == ipv6;
             if hosted.primary.is_none()
                 && (defaults.vteps.is_empty() || defaults.vteps.iter().any(ours))
             {
                 hosted.primary = Some(key);
+                for port in self.ports.clone() {
+                    if port == vtep.port {
+                        hosted.ported.insert(port, key);
+                        continue;
+                    }
+                    let key = self.key(Slot::Ported { host: host.clone(), port });
+                    self.put(key, Vtep { port, ..wanted.clone() }, out);
+                    hosted.keys.push(key);
+                    hosted.ported.insert(port, key);
+                }
             }
         }
         let gone = before.keys.into_iter().filter(|key| !hosted.keys.contains(key)).collect();

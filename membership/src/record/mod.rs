@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use host::{AbsentRecord, HostRecord, VtepClaimRecord, VtepRecord};
 pub use ipam::{AddressRecord, Bitmap, BlockRecord, MacRecord, RestRecord};
 pub use network::{
-    Compat, EndpointRecord, Local, Mode, NameRecord, NetworkOptions, NetworkRecord, OptionError,
-    SourceCheck, StaticMac, StaticVtep, VniRecord,
+    Compat, EndpointRecord, ImportedMac, Local, Mode, NameRecord, NetworkOptions, NetworkRecord,
+    OptionError, SourceCheck, StaticMac, StaticVtep, VniRecord,
 };
 pub use range::{AddressRange, RangeError};
 

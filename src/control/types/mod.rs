@@ -4,6 +4,7 @@
 mod endpoint;
 mod error;
 mod garbage;
+mod kernel;
 mod listing;
 mod network;
 mod status;
@@ -14,12 +15,16 @@ pub use endpoint::{
 };
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
+pub use kernel::{
+    DEFAULT_DEVICE, ExportedEntry, KernelAction, KernelDirection, KernelLink, KernelState,
+    LinkKernel,
+};
 pub use listing::{
     Counter, Direction, Drops, FdbEntry, Host, HostState, HostVtep, Limit, NeighborEntry,
     NetworkStats, PlaceKind, SourceKind, Stats,
 };
 pub use network::{
-    CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
+    CreateNetwork, Gateway, ImportedMac, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
     Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
