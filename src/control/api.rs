@@ -4,8 +4,9 @@ use std::future::Future;
 
 use super::types::{
     Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
-    ExportedEntry, FdbEntry, Garbage, Host, KernelLink, LinkKernel, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
-    StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    ExportedEntry, FdbEntry, Garbage, Host, KernelLink, LinkKernel, MakeToken, Namespace,
+    NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, StoreAccess, Token,
+    UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -55,10 +56,8 @@ pub trait Api: Send + Sync + 'static {
     /// The endpoints of a network as a vxlan device of the kernel is told of them.
     fn exported(&self, network: String) -> impl Future<Output = Answer<Vec<ExportedEntry>>> + Send;
     /// The vxlan devices of this host that a network exchanges entries with.
-    fn kernel_links(
-        &self,
-        network: String,
-    ) -> impl Future<Output = Answer<Vec<KernelLink>>> + Send;
+    fn kernel_links(&self, network: String)
+    -> impl Future<Output = Answer<Vec<KernelLink>>> + Send;
     /// Begins or ends to exchange entries with a vxlan device of this host.
     fn link_kernel(
         &self,

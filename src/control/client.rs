@@ -18,7 +18,8 @@ use tokio::net::UnixStream;
 use super::types::{
     self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
     ExportedEntry, FdbEntry, Garbage, Host, KernelLink, LinkKernel, MakeToken, Namespace,
-    NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    NeighborEntry, Network, NetworkDetail, StaticVtep, Stats, Status, StoreAccess, Token,
+    UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.

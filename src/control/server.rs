@@ -40,8 +40,8 @@ use tokio::net::UnixListener;
 use super::api::{Answer, Api};
 use super::check::{self, Check};
 use super::types::{
-    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, LinkKernel, MakeToken, UpdateNetwork,
-    VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, LinkKernel, MakeToken,
+    UpdateNetwork, VtepAdd,
 };
 
 /// Largest request body in bytes.
@@ -289,10 +289,7 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         .route("/v1/networks/{network}/vteps", get(vteps::<A>).post(add_vtep::<A>))
         .route("/v1/networks/{network}/vteps/{address}", delete(remove_vtep::<A>))
         .route("/v1/networks/{network}/vteps/exported", get(exported::<A>))
-        .route(
-            "/v1/networks/{network}/vteps/kernel",
-            get(kernel_links::<A>).post(link_kernel::<A>),
-        )
+        .route("/v1/networks/{network}/vteps/kernel", get(kernel_links::<A>).post(link_kernel::<A>))
         .route("/v1/networks/{network}/namespace", get(namespace::<A>))
         .route("/v1/attach", post(attach::<A>))
         .route("/v1/detach", post(detach::<A>))

@@ -89,11 +89,7 @@ impl Api for Fake {
         blue(&network, samples::kernel_links())
     }
 
-    async fn link_kernel(
-        &self,
-        network: String,
-        request: LinkKernel,
-    ) -> Answer<Vec<KernelLink>> {
+    async fn link_kernel(&self, network: String, request: LinkKernel) -> Answer<Vec<KernelLink>> {
         assert_eq!(request, samples::link_kernel());
         blue(&network, samples::kernel_links())
     }

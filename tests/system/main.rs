@@ -9,6 +9,7 @@
 
 mod attach;
 mod bounds;
+mod docker;
 mod errors;
 mod faults;
 mod flood;
@@ -69,6 +70,7 @@ fn main() {
     ipam::register(&mut suite);
     reload::register(&mut suite);
     scale::register(&mut suite);
+    docker::register(&mut suite);
     swarm::register(&mut suite);
     suite.run();
 }

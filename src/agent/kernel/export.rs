@@ -54,10 +54,8 @@ pub(super) async fn apply(
     let device = &known.device;
     let forwards: BTreeMap<MacAddr, (IpAddr, u16)> =
         entries.iter().map(|entry| (entry.mac, (entry.vtep, entry.port))).collect();
-    let neighbors: BTreeMap<IpAddr, MacAddr> = entries
-        .iter()
-        .flat_map(|entry| entry.ips.iter().map(move |ip| (*ip, entry.mac)))
-        .collect();
+    let neighbors: BTreeMap<IpAddr, MacAddr> =
+        entries.iter().flat_map(|entry| entry.ips.iter().map(move |ip| (*ip, entry.mac))).collect();
     // Nothing is answered for an address whose MAC leads nowhere: neighbors go first and come last.
     for (ip, present) in known.neighbors.iter().filter(|(_, present)| present.ours) {
         if neighbors.get(ip) != Some(&present.mac) {

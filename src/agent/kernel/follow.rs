@@ -317,9 +317,9 @@ pub(super) async fn check(agent: &Agent, link: &Link) -> Result<(), Error> {
 /// Why that cannot be.
 pub(super) async fn once(agent: &Agent, link: &Link) -> Result<(), Error> {
     let mut found = None;
-    turn(agent, link, &mut found, true).await.map_err(|trouble| {
-        Error::conflict("the entries cannot be made").cause(trouble.reason)
-    })?;
+    turn(agent, link, &mut found, true)
+        .await
+        .map_err(|trouble| Error::conflict("the entries cannot be made").cause(trouble.reason))?;
     link.looked(agent, KernelState::Once, None);
     Ok(())
 }

@@ -78,9 +78,8 @@ pub(super) async fn push(agent: &Agent, network: &NetworkId) -> Result<(), Error
             None => wanted.extend(told_before(agent, &record)),
         }
     }
-    let is_known = |host: &membership::key::HostName| {
-        agent.tables.view(|view| view.host(host).is_some())
-    };
+    let is_known =
+        |host: &membership::key::HostName| agent.tables.view(|view| view.host(host).is_some());
     if records::is_imported(&record, &agent.name, &wanted, is_known) {
         settle(&links);
         return Ok(());
@@ -180,7 +179,8 @@ mod tests {
     fn what_others_entered_to_stay_is_taken_and_what_is_on_this_side_wins() {
         let device =
             Device { index: 7, name: "vxlan0".to_owned(), vni: 9, port: 4789, bridge: None };
-        let forward = |permanent, ours| Forward { vtep: ip("192.0.2.2"), port: None, permanent, ours };
+        let forward =
+            |permanent, ours| Forward { vtep: ip("192.0.2.2"), port: None, permanent, ours };
         let known = Known {
             device,
             forwards: BTreeMap::from([
@@ -195,10 +195,8 @@ mod tests {
                 (ip("198.51.100.3"), Resolved { mac: mac(3), permanent: true, ours: true }),
             ]),
         };
-        let local = BTreeSet::from([Behind {
-            mac: mac(4),
-            ips: vec!["198.51.100.4/24".parse().unwrap()],
-        }]);
+        let local =
+            BTreeSet::from([Behind { mac: mac(4), ips: vec!["198.51.100.4/24".parse().unwrap()] }]);
         let own = ip("192.0.2.1");
         let first = entries(&known, &local, Some(own), None);
         let row = |last: u8, vtep: IpAddr, fresh| Imported {
@@ -218,7 +216,10 @@ mod tests {
     #[test]
     fn the_folder_of_a_process_has_no_other_namespaces() {
         use std::path::Path;
-        assert_eq!(folder(Path::new("/run/docker/netns/1-ab")), Some(Path::new("/run/docker/netns")));
+        assert_eq!(
+            folder(Path::new("/run/docker/netns/1-ab")),
+            Some(Path::new("/run/docker/netns"))
+        );
         assert_eq!(folder(Path::new("/proc/7/ns/net")), None);
     }
 }

@@ -324,7 +324,8 @@ async fn start(
     agent.kernel.added.notify_one();
     let Some(link) = present else { return Err(Error::internal("the device is not followed")) };
     // One that was followed before has been looked at already, and this changes nothing of it.
-    let first = async { while *looked.borrow_and_update() == 0 && looked.changed().await.is_ok() {} };
+    let first =
+        async { while *looked.borrow_and_update() == 0 && looked.changed().await.is_ok() {} };
     if *link.looked.borrow() == 0 {
         let _ = tokio::time::timeout(FIRST_LOOK, first).await;
     }
@@ -341,9 +342,10 @@ async fn stop(
         return forget_host(agent, record, &host).await;
     }
     let wanted = |link: &Arc<Link>| {
-        request.netns.as_ref().is_none_or(|netns| {
-            link.note.netns == *netns && link.note.dev == request.dev
-        })
+        request
+            .netns
+            .as_ref()
+            .is_none_or(|netns| link.note.netns == *netns && link.note.dev == request.dev)
     };
     let links: Vec<Arc<Link>> =
         agent.kernel.of(&record.id, request.direction).into_iter().filter(wanted).collect();

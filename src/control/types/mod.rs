@@ -24,8 +24,8 @@ pub use listing::{
     NetworkStats, PlaceKind, SourceKind, Stats,
 };
 pub use network::{
-    CreateNetwork, Gateway, ImportedMac, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
-    Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
+    CreateNetwork, Gateway, ImportedMac, LocalNetwork, Mode, Namespace, Network, NetworkDetail,
+    NetworkState, Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
     Convergence, Datapath, Latency, Listing, Offload, OffloadState, Outside, Reload, Session,

@@ -17,6 +17,8 @@ const REQUIRE: &str = "SKYBRIDGE_TEST_REQUIRE";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cap {
+    /// Docker with its containerd and runc, and a static busybox, are installed or unpacked.
+    Docker,
     /// The real etcd server of the crate runs here.
     Etcd,
     /// `etcdctl` is installed.
@@ -50,6 +52,7 @@ impl Cap {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Docker => "docker",
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
             Self::Ethtool => "ethtool",
@@ -69,6 +72,7 @@ impl Cap {
     /// Why it is missing, `None` if it is there.
     fn probe(self) -> Option<String> {
         match self {
+            Self::Docker => crate::docker::probe(),
             Self::Etcd => {
                 let Ok(path) = etcd_bin_vendored_linux_amd64::etcd_bin_path();
                 works(Command::new(path).arg("--version"), "the etcd server does not run here")

@@ -30,7 +30,7 @@ pub fn sweep() {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         let Some(owner) = owner.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
         if !fs::exists(format!("/proc/{owner}")).unwrap_or(true) {
-            drop(Netns { name });
+            drop(Netns { name, ours: true });
         }
     }
 }
@@ -39,6 +39,8 @@ pub fn sweep() {
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    /// Whether what runs inside was started for it.
+    ours: bool,
 }
 
 impl Netns {
@@ -54,11 +56,25 @@ impl Netns {
         let mut command = Command::new("ip");
         command.args(["netns", "add", &name]);
         let _ = run(command).expect_success();
-        let netns = Self { name };
+        let netns = Self { name, ours: true };
         netns.ip("link set lo up");
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0");
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0");
         netns
+    }
+
+    /// Gives the namespace of a process a name, which goes when the value is dropped; the processes
+    /// inside are left alone.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such process, or the name is taken.
+    #[track_caller]
+    pub(crate) fn of_process(name: &str, pid: &str) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "attach", name, pid]);
+        let _ = run(command).expect_success();
+        Self { name: name.to_owned(), ours: false }
     }
 
     /// Its name.
@@ -193,8 +209,8 @@ pub(crate) fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T 
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        // Nothing else than what was started for this namespace runs in it.
-        for pid in self.pids() {
+        // Nothing else than what was started for this namespace runs in one of ours.
+        for pid in if self.ours { self.pids() } else { Vec::new() } {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _: nix::Result<()> = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
