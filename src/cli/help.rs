@@ -230,7 +230,7 @@ Examples:
           --gateway 203.0.113.1 --gateway 2001:db8:53::1 --nat-outgoing
   Only known MACs may send:
       skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict
-  As Docker Swarm's overlay with VNI 4097, beside networks on another port; Docker gives out the lower half:
+  As Docker Swarm's overlay, which gives out the lower half of the addresses:
       skybridge network create swarm --subnet 198.51.100.0/24 --exclude 198.51.100.0/25
           --vni 4097 --udp-port 4789 --option compat=swarm";
 
@@ -294,14 +294,15 @@ Examples:
 pub(super) const VTEP_EXPORT: &str = "\
 Print our endpoints as entries of a kernel vxlan device, or enter them into one
 
-A vxlan device that floods nothing, such as the one of Docker Swarm's overlay, sends only to what it has
-entries of: MAC to VTEP in its forwarding database, address to MAC among its neighbors. Without --apply
-and --watch the entries of all endpoints of the network are printed as commands of iproute2.
+A vxlan device that floods nothing, such as the one of Docker Swarm's overlay, sends only to
+what it has entries of: MAC to VTEP in its forwarding database, address to MAC among its
+neighbors. Without --apply and --watch the entries of all endpoints of the network are printed
+as commands of iproute2.
 
---apply has the agent enter them; --watch has it keep them true, while endpoints come and go, the
-sandbox is made anew, and the agent starts again. Entries of others are left alone: ours are permanent
-and marked, forwarding entries with extern_learn, neighbors with protocol 91. The device must have the
-network's VNI and UDP port.";
+--apply has the agent enter them; --watch has it keep them true, while endpoints come and go,
+the sandbox is made anew, and the agent starts again. Entries of others are left alone: ours are
+permanent and marked, forwarding entries with extern_learn, neighbors with protocol 91. The
+device must have the network's VNI and UDP port.";
 
 pub(super) const VTEP_EXPORT_EXAMPLES: &str = "\
 Examples:
@@ -314,14 +315,16 @@ Examples:
 pub(super) const VTEP_IMPORT: &str = "\
 Take the entries of a kernel vxlan device as static endpoints, and follow them
 
-Reads the permanent forwarding and neighbor entries of the device: who is behind which VTEP. Where the
-device is a port of a bridge, as in Docker's sandboxes, the containers on its own side are found too, by
-the namespaces in the folder of --netns, and told with --vtep as where they are. All of it goes to the
-network's record, so that every host knows it, and follows the device until --stop, also when the agent
-starts again. A device that is gone is waited for; what it knew of others is kept.
+Reads the permanent forwarding and neighbor entries of the device: who is behind which VTEP.
+Where the device is a port of a bridge, as in Docker's sandboxes, the containers on its own side
+are found too, by the namespaces in the folder of --netns, and told with --vtep as where they
+are. All of it goes to the network's record, so that every host knows it, and follows the device
+until --stop, also when the agent starts again. A device that is gone is waited for; what it
+knew of others is kept.
 
-Import on every host that has such a device. What several of them say stays until the last one no longer
-does; where they differ, the newer word counts. An address that an endpoint of ours has is left out.";
+Import on every host that has such a device. What several of them say stays until the last one
+no longer does; where they differ, the newer word counts. An address that an endpoint of ours
+has is left out.";
 
 pub(super) const VTEP_IMPORT_EXAMPLES: &str = "\
 Examples:

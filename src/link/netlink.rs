@@ -19,6 +19,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
@@ -377,6 +378,24 @@ impl Netlink {
             Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
             other => other,
         }
+    }
+
+    /// The number that `other` has in this namespace; `None` when it has none, and no link leads there.
+    pub(super) async fn number_of(&self, other: &NetNs) -> Result<Option<i32>, Error> {
+        let mut message = NsidMessage::default();
+        let descriptor = u32::try_from(other.number()).unwrap_or(u32::MAX);
+        message.attributes.push(NsidAttribute::Fd(descriptor));
+        let doing = || format!("look up {} in {}", other.label(), self.namespace.label());
+        let (answers, _) = self.exchange(RouteNetlinkMessage::GetNsId(message), 0, &doing).await?;
+        Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(message) => {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(number) => Some(*number).filter(|number| *number >= 0),
+                    _ => None,
+                })
+            }
+            _ => None,
+        }))
     }
 
     // ===== addresses and routes =====

@@ -167,8 +167,13 @@ fn address(bytes: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
+/// A state is a set of bits: bridge(8) sets both of these.
+fn has(message: &NeighbourMessage, state: NeighbourState) -> bool {
+    u16::from(message.header.state) & u16::from(state) != 0
+}
+
 fn is_permanent(message: &NeighbourMessage) -> bool {
-    matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+    has(message, NeighbourState::Permanent) || has(message, NeighbourState::Noarp)
 }
 
 fn as_forward(message: &NeighbourMessage, own_vni: u32) -> Option<(MacAddr, Forward)> {
@@ -185,7 +190,7 @@ fn as_forward(message: &NeighbourMessage, own_vni: u32) -> Option<(MacAddr, Forw
     }
     let mac = mac.filter(|mac| mac.is_unicast() && *mac != MacAddr::ZERO)?;
     let vtep = vtep.filter(|ip| !ip.is_unspecified() && !ip.is_multicast())?;
-    let ours = message.header.state == NeighbourState::Permanent
+    let ours = has(message, NeighbourState::Permanent)
         && message.header.flags.contains(NeighbourFlags::ExtLearned);
     Some((mac, Forward { vtep, port, permanent: is_permanent(message), ours }))
 }
@@ -297,43 +302,52 @@ pub struct Behind {
     pub ips: Vec<IpNet>,
 }
 
-/// The veth ports of the device's bridge: index here, index of the other end.
+/// The other end of a veth port of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct End {
+    /// The number that its namespace has in the bridge's.
+    namespace: i32,
+    /// Its index there.
+    index: u32,
+}
+
+/// The other ends of the ports of the device's bridge that are in other namespaces.
 ///
 /// # Errors
 /// See [`Netlink::links`].
-pub async fn ports(netlink: &Netlink, device: &Device) -> Result<BTreeSet<(u32, u32)>, Error> {
+pub async fn ends(netlink: &Netlink, device: &Device) -> Result<BTreeSet<End>, Error> {
     let Some(bridge) = device.bridge else { return Ok(BTreeSet::new()) };
     let links = netlink.links().await?;
     let ports = links.iter().filter(|link| link.master == Some(bridge) && link.kind == Kind::Veth);
-    Ok(ports.filter_map(|link| Some((link.index, link.peer?))).collect())
+    Ok(ports
+        .filter_map(|link| Some(End { namespace: link.peer_namespace?, index: link.peer? }))
+        .collect())
 }
 
-/// Looks for the other ends of `ports` in the namespaces that have files in `folder`, as Docker keeps
-/// its sandboxes and `ip netns` its namespaces. An interface counts when both ends name each other and
-/// it has an address in one of `subnets`.
+/// Looks for `ends` in the namespaces that have files in `folder`, as Docker keeps its sandboxes and
+/// `ip netns` its namespaces. An interface counts when it has an address in one of `subnets`.
 pub async fn behind(
-    ports: &BTreeSet<(u32, u32)>,
+    bridge: &Netlink,
+    ends: &BTreeSet<End>,
     folder: &Path,
     subnets: &[IpNet],
 ) -> BTreeSet<Behind> {
     let mut found = BTreeSet::new();
     let Ok(entries) = fs::read_dir(folder) else { return found };
     for entry in entries.flatten().take(NAMESPACES_MAX) {
-        if found.len() >= ports.len() {
+        if found.len() >= ends.len() {
             break;
         }
         // A namespace that goes away meanwhile has nothing to tell.
         let Ok(namespace) = NetNs::open(&NetNsRef::Path(entry.path())) else { continue };
-        let Ok(netlink) = Netlink::open(&namespace) else { continue };
-        let Ok(links) = netlink.links().await else { continue };
-        let is_end = |link: &&Link| {
-            link.kind == Kind::Veth
-                && link.peer.is_some_and(|peer| ports.contains(&(peer, link.index)))
-        };
-        let ends: Vec<&Link> = links.iter().filter(is_end).collect();
-        if ends.is_empty() {
+        let Ok(Some(number)) = bridge.number_of(&namespace).await else { continue };
+        if !ends.iter().any(|end| end.namespace == number) {
             continue;
         }
+        let Ok(netlink) = Netlink::open(&namespace) else { continue };
+        let Ok(links) = netlink.links().await else { continue };
+        let is_end = |link: &&Link| ends.contains(&End { namespace: number, index: link.index });
+        let ends: Vec<&Link> = links.iter().filter(is_end).collect();
         let Ok(addresses) = netlink.addresses().await else { continue };
         for link in ends {
             let mut ips: Vec<IpNet> = addresses

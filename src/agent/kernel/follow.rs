@@ -11,7 +11,7 @@ use membership::record::NetworkRecord;
 use super::{Link, export, import};
 use crate::agent::{Agent, link_error};
 use crate::control::types::{Error, ExportedEntry, KernelDirection, KernelState};
-use crate::link::vxlan::{self, Behind, Known, Monitor};
+use crate::link::vxlan::{self, Behind, End, Known, Monitor};
 use crate::link::{NetNs, NetNsRef, Netlink};
 
 /// How long changes are gathered.
@@ -44,7 +44,10 @@ impl Trouble {
 impl From<crate::link::Error> for Trouble {
     fn from(err: crate::link::Error) -> Self {
         match err {
-            crate::link::Error::NamespaceGone { .. } => Self::waiting(err.to_string()),
+            // Before a sandbox is there, and after it, its file is an empty one.
+            crate::link::Error::NamespaceGone { .. } | crate::link::Error::NotANamespace { .. } => {
+                Self::waiting(err.to_string())
+            }
             _ => Self::failed(err.to_string()),
         }
     }
@@ -55,8 +58,8 @@ struct Found {
     path: PathBuf,
     netlink: Netlink,
     monitor: Monitor,
-    /// The ports of its bridge whose ends have been looked for, and what they are.
-    ports: BTreeSet<(u32, u32)>,
+    /// The other ends of its bridge's ports that have been looked for, and what was found.
+    ends: BTreeSet<End>,
     local: BTreeSet<Behind>,
     /// What it was last told.
     told: Option<Vec<ExportedEntry>>,
@@ -72,7 +75,7 @@ pub(super) async fn follow(agent: &Agent, link: &Link) {
     let mut look = true;
     loop {
         let result = turn(agent, link, &mut found, look).await;
-        let unknown = found.as_ref().is_some_and(|at| at.local.len() < at.ports.len());
+        let unknown = found.as_ref().is_some_and(|at| at.local.len() < at.ends.len());
         soon = if unknown { (soon + 1).min(SOON_MAX) } else { 0 };
         let pause = match result {
             Ok(()) => {
@@ -157,13 +160,13 @@ async fn turn(
         };
     }
     let Some(record) = record else { return Err(Trouble::failed("the network is gone")) };
-    let ports = vxlan::ports(&at.netlink, &known.device).await?;
-    if ports != at.ports || at.local.len() < ports.len() {
+    let ends = vxlan::ends(&at.netlink, &known.device).await?;
+    if ends != at.ends || at.local.len() < ends.len() {
         at.local = match import::folder(&at.path) {
-            Some(folder) => vxlan::behind(&ports, folder, &record.subnets).await,
+            Some(folder) => vxlan::behind(&at.netlink, &ends, folder, &record.subnets).await,
             None => BTreeSet::new(),
         };
-        at.ports = ports;
+        at.ends = ends;
     }
     let own = link.note.vtep.or_else(|| agent.config.vteps.first().map(|vtep| vtep.advertise));
     {
@@ -238,7 +241,7 @@ async fn find(link: &Link) -> Result<Found, Trouble> {
                     path,
                     netlink,
                     monitor,
-                    ports: BTreeSet::new(),
+                    ends: BTreeSet::new(),
                     local: BTreeSet::new(),
                     told: None,
                 });

@@ -130,7 +130,8 @@ impl Link {
             self.note.direction, self.note.name, self.note.dev, self.note.netns
         );
         match reason {
-            Some(reason) => agent.warn(
+            // A sandbox comes with its first container: to wait is no fault.
+            Some(reason) if state == KernelState::Failed => agent.warn(
                 &key,
                 format!("the {what} does not go on: {reason}"),
                 Some(
@@ -139,7 +140,7 @@ impl Link {
                         .to_owned(),
                 ),
             ),
-            None => agent.clear_warning(&key),
+            _ => agent.clear_warning(&key),
         }
         if changed {
             tracing::info!(%state, "{what}");
