@@ -438,7 +438,7 @@ impl Underlay {
         let ipv6 = self.ipv6 || statics.iter().any(|vtep| vtep.address.is_ipv6());
         let inner = encap::mtu::inner(record.mode.encapsulation(), ipv6, mtu);
         let swarm = record.options.compat == Some(Compat::Swarm);
-        let wanted = record.mtu.or(swarm.then_some(SWARM_MTU));
+        let wanted = record.mtu.or_else(|| swarm.then_some(SWARM_MTU));
         wanted.map_or(inner, |wanted| wanted.min(inner))
     }
 }

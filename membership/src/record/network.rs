@@ -202,7 +202,7 @@ impl NetworkOptions {
     /// knows all there is to know, and floods nothing.
     #[must_use]
     pub fn learns(&self, with: bool) -> bool {
-        self.learning.unwrap_or(with && self.compat != Some(Compat::Swarm))
+        self.learning.unwrap_or_else(|| with && self.compat != Some(Compat::Swarm))
     }
 
     /// Takes one option over from `other`, such as the default.
