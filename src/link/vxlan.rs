@@ -161,7 +161,7 @@ fn address(bytes: &NeighbourAddress) -> Option<IpAddr> {
         NeighbourAddress::Other(bytes) => {
             let v4 = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
             let v6 = <[u8; 16]>::try_from(bytes.as_slice()).ok().map(Ipv6Addr::from);
-            v4.map(IpAddr::from).or(v6.map(IpAddr::from))
+            v4.map(IpAddr::from).or_else(|| v6.map(IpAddr::from))
         }
         _ => None,
     }
