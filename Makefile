@@ -13,7 +13,7 @@ BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
 TEST_PACKAGES := etcd-client iptables openssl openvswitch-common systemd
 # Only their files are taken: installed, they would bring services.
-UNPACKED := openvswitch-switch busybox-static containerd docker.io libdevmapper1.02.1 runc
+UNPACKED := openvswitch-switch busybox-static containerd docker.io etcd-server libdevmapper1.02.1 runc
 
 # Builds run as they are; only the built programs and tests run as root.
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'

@@ -225,6 +225,37 @@ pub struct Uplink {
     pub ipv6: Ipv6Net,
 }
 
+/// Which Docker networks a driver has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DockerScope {
+    /// Those of one Docker.
+    Local,
+    /// Those of all Dockers with one cluster store, or of a Swarm.
+    Global,
+}
+
+impl DockerScope {
+    /// Its name, here and in Docker's protocol.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// The driver for Docker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Docker {
+    /// Its name, as Docker's users write it.
+    pub name: String,
+    /// Which networks it has.
+    pub scope: DockerScope,
+    /// Where Docker finds it.
+    pub socket: PathBuf,
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -266,6 +297,8 @@ pub struct Config {
     pub socket_group: Option<String>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// The driver for Docker, where there is to be one.
+    pub docker: Option<Docker>,
     /// The log.
     pub log: Log,
 }

@@ -49,6 +49,7 @@ use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, republish, rout
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
+use crate::driver::docker;
 use crate::link::{self, NetNs, Owner};
 use crate::port::tap::PortOffload;
 use crate::store::certificates::{self, Keeper};
@@ -283,6 +284,7 @@ async fn serve(
     let mut socket = server::bind(&config.socket, config.socket_group.as_deref())
         .map_err(|err| Failure::new(err.to_string(), "").without_cause().next(err.next_step()))?;
     let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
+    let mut docker_socket = docker_socket(&config)?;
     // The socket has its group and the workers their nice value.
     hold(privilege::RUNNING);
 
@@ -307,12 +309,27 @@ async fn serve(
     }
     let refused = tokio::spawn(tasks::follow_session(Arc::clone(&agent), Arc::clone(&session)));
     let (stop, stopped) = tokio::sync::watch::channel(false);
+    let docker_stopped = stopped.clone();
+    let docker_until = async move {
+        let mut stopped = docker_stopped;
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
     let until = async move {
         let mut stopped = stopped;
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let api = Arc::new(api::Control(Arc::clone(&agent)));
     let control = tokio::spawn(server::serve(listener, api, until));
+    if let Some((docker, socket)) = config.docker.as_ref().zip(docker_socket.as_mut()) {
+        let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
+        let driver = docker::Driver::new(Arc::clone(&agent), docker.scope);
+        ended.spawn(Arc::clone(&driver).keep());
+        ended.spawn(serve_docker(listener, driver, docker_until));
+        tracing::info!(
+            name = docker.name, scope = docker.scope.name(), socket = %docker.socket.display(),
+            "Docker is served"
+        );
+    }
     if let Some(address) = config.metrics {
         let listener = tokio::net::TcpListener::bind(address)
             .await
@@ -349,6 +366,26 @@ async fn serve(
     }
     tasks::save_snapshot(&agent).await;
     result
+}
+
+/// The socket of Docker's plugin, where there is to be one.
+fn docker_socket(config: &Config) -> Result<Option<server::Socket>, Failure> {
+    let Some(docker) = &config.docker else { return Ok(None) };
+    let bound = server::bind(&docker.socket, None).map_err(|err| {
+        let next_step = err.next_step().replace("--socket", "--docker-socket");
+        Failure::new(err.to_string(), "").without_cause().next(next_step)
+    })?;
+    Ok(Some(bound))
+}
+
+async fn serve_docker(
+    listener: tokio::net::UnixListener,
+    driver: Arc<docker::Driver>,
+    until: impl Future<Output = ()> + Send + 'static,
+) {
+    if let Err(err) = docker::serve(listener, driver, until).await {
+        tracing::error!(%err, "Docker is not served any more");
+    }
 }
 
 impl Failure {

@@ -200,6 +200,7 @@ fn command_lines_of_the_documents_parse() {
     let mut count = 0;
     for name in [
         "README.md",
+        "docs/docker.md",
         "docs/metrics.md",
         "docs/operations.md",
         "docs/reference.md",
@@ -222,6 +223,7 @@ fn links_between_the_documents_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for name in [
         "README.md",
+        "docs/docker.md",
         "docs/metrics.md",
         "docs/operations.md",
         "docs/reference.md",

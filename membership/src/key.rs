@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   absent/HOST                     a host that was seen absent, under a lease of its own
+//!   docker/NETWORK/HOST/ID          a network of a host's Docker that is this network
 //!   hosts/HOST                      a host that is present, under its lease
 //!   known/HOST                      the same record without a lease: a host that is away
 //!   vteps/ADDRESS                   who advertises a VTEP address, under the host's lease
@@ -180,6 +181,10 @@ name!(
     /// The user's name for a network, unique within the store.
     NetworkName, "network name", 63
 );
+name!(
+    /// Docker's id of one of its networks.
+    DockerId, "Docker network id", NAME_MAX
+);
 
 macro_rules! random {
     ($($type:ident),*) => { $(
@@ -203,6 +208,8 @@ pub enum Key {
     Address(NetworkId, IpAddr),
     /// A block of addresses of a network.
     Block(NetworkId, IpNet),
+    /// A network of a host's Docker that is this network.
+    Docker(NetworkId, HostName, DockerId),
     /// An endpoint of a network.
     Endpoint(NetworkId, EndpointId),
     /// A host that is present.
@@ -230,6 +237,7 @@ impl fmt::Display for Key {
             Self::Absent(host) => write!(f, "absent/{host}"),
             Self::Address(network, ip) => write!(f, "ipam/{network}/addresses/{ip}"),
             Self::Block(network, cidr) => write!(f, "ipam/{network}/blocks/{cidr}"),
+            Self::Docker(network, host, id) => write!(f, "docker/{network}/{host}/{id}"),
             Self::Endpoint(network, endpoint) => write!(f, "endpoints/{network}/{endpoint}"),
             Self::Host(host) => write!(f, "hosts/{host}"),
             Self::KnownHost(host) => write!(f, "known/{host}"),
@@ -252,8 +260,12 @@ pub enum Range<'a> {
     Addresses(&'a NetworkId),
     /// The blocks of a network.
     Blocks(&'a NetworkId),
+    /// The networks of hosts' Dockers that are this network.
+    Docker(&'a NetworkId),
     /// The endpoints of a network.
     Endpoints(&'a NetworkId),
+    /// The networks of hosts' Dockers.
+    EveryDocker,
     /// The endpoints of all networks.
     EveryEndpoint,
     /// The hosts that are present.
@@ -310,6 +322,8 @@ impl Keys {
             Range::All => root.to_string(),
             Range::Addresses(network) => format!("{root}ipam/{network}/addresses/"),
             Range::Blocks(network) => format!("{root}ipam/{network}/blocks/"),
+            Range::Docker(network) => format!("{root}docker/{network}/"),
+            Range::EveryDocker => format!("{root}docker/"),
             Range::Endpoints(network) => format!("{root}endpoints/{network}/"),
             Range::EveryEndpoint => format!("{root}endpoints/"),
             Range::Hosts => format!("{root}hosts/"),
@@ -342,6 +356,11 @@ fn parse_rest(rest: &str) -> Option<Key> {
     let (kind, rest) = rest.split_once('/')?;
     Some(match kind {
         "absent" => Key::Absent(rest.parse().ok()?),
+        "docker" => {
+            let (network, rest) = rest.split_once('/')?;
+            let (host, id) = rest.split_once('/')?;
+            Key::Docker(network.parse().ok()?, host.parse().ok()?, id.parse().ok()?)
+        }
         "endpoints" => {
             let (network, endpoint) = rest.split_once('/')?;
             Key::Endpoint(network.parse().ok()?, endpoint.parse().ok()?)

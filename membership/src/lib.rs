@@ -27,6 +27,7 @@
 //! tables stay as they are, and everything here tries again by itself. No packet is seen here.
 
 mod backoff;
+pub mod docker;
 pub mod embedded;
 pub mod endpoint;
 mod file;

@@ -16,8 +16,8 @@ use crate::gateway;
 use crate::ipam::ATTEMPTS;
 use crate::key::{Key, NetworkId, NetworkName, Range};
 use crate::record::{
-    AddressRange, EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord, StaticVtep,
-    VniRecord, VtepClaimRecord,
+    AddressRange, DockerRecord, EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord,
+    StaticVtep, VniRecord, VtepClaimRecord,
 };
 use crate::store::{self, Found, Store, conflict_pause};
 
@@ -91,6 +91,14 @@ pub enum Error {
         count: usize,
         /// Some of them.
         some: String,
+    },
+    /// A Docker has it.
+    #[error("network {name} is a network of Docker on {hosts}: `docker network rm` it there first")]
+    InDocker {
+        /// The network's name.
+        name: NetworkName,
+        /// The hosts.
+        hosts: String,
     },
     /// An MTU below what the families need.
     #[error("mtu {mtu} is too small: {family} needs at least {least}")]
@@ -474,7 +482,9 @@ pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<Netw
         ];
         if force {
             then.push(all(Range::Endpoints(&record.id)));
+            then.push(all(Range::Docker(&record.id)));
         } else {
+            when.push(store.empty(Range::Docker(&record.id)));
             when.push(store.empty(Range::Endpoints(&record.id)));
         }
         if store.txn(when, then, Vec::new()).await?.succeeded {
@@ -499,6 +509,15 @@ pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<Netw
                 count: endpoints.len(),
                 some: some.join(", ") + more,
             });
+        }
+        let dockers = store.records::<DockerRecord>(Range::Docker(&record.id)).await?;
+        if !force && !dockers.is_empty() {
+            let hosts = dockers.iter().filter_map(|(key, _)| match key {
+                Key::Docker(_, host, _) => Some(host.to_string()),
+                _ => None,
+            });
+            let hosts = hosts.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+            return Err(Error::InDocker { name: record.name, hosts });
         }
         seen = Some(record);
     }

@@ -10,12 +10,14 @@ use std::time::Duration;
 use common::{Backend, Door, State, World, until};
 use encap::{MacAddr, Vni};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
+use membership::docker::{self, DockerNetwork};
 use membership::endpoint::{self, EndpointSpec};
+use membership::gc;
 use membership::ipam::reserve::Wish;
 use membership::ipam::{self, REST};
-use membership::key::{EndpointId, HostName, Key, NetworkName};
+use membership::key::{DockerId, EndpointId, HostName, Key, NetworkName};
 use membership::network::{self, NetworkSpec};
-use membership::record::{BlockRecord, NetworkRecord, StaticMac, StaticVtep};
+use membership::record::{BlockRecord, DockerRecord, NetworkRecord, StaticMac, StaticVtep};
 use membership::store::{self, Credentials, Store};
 
 on_each_store!(
@@ -32,6 +34,7 @@ on_each_store!(
     exhaustion_and_borrowing,
     networks_are_created_once,
     networks_are_changed_and_removed,
+    networks_of_docker_are_kept,
     released_addresses_rest,
     reserved_addresses_are_their_hosts,
     routed_networks_do_not_overlap,
@@ -500,6 +503,40 @@ async fn endpoints_need_no_subnet(_: Backend, world: World) {
     network::remove(&store, "bare", false).await.unwrap();
     let again = network::remove(&store, "bare", false).await.unwrap_err();
     assert_eq!(again, network::Error::NotFound("bare".to_owned()));
+}
+
+/// Nobody removes a network that some Docker has. One that was made for Docker goes with the last.
+async fn networks_of_docker_are_kept(_: Backend, world: World) {
+    let store = world.store();
+    let mut wanted = spec("made", &["192.0.2.0/24"]);
+    wanted.labels.insert(docker::MADE_BY.0.to_owned(), docker::MADE_BY.1.to_owned());
+    let made = network::create(&store, &wanted).await.unwrap();
+    let own = network::create(&store, &spec("own", &["198.51.100.0/24"])).await.unwrap();
+    let noted = |network: &NetworkRecord, at: &str, id: &str| DockerNetwork {
+        network: network.id.clone(),
+        host: host(at),
+        id: DockerId::new(id).unwrap(),
+        record: DockerRecord::default(),
+    };
+    let all = [noted(&made, "h1", "a1"), noted(&made, "h2", "b2"), noted(&own, "h3", "c3")];
+    for noted in &all {
+        assert!(docker::put(&store, noted).await.unwrap());
+    }
+    let listed = docker::list(&store).await.unwrap();
+    assert!(listed.len() == 3 && all.iter().all(|noted| listed.contains(noted)), "{listed:?}");
+    let error = network::remove(&store, "made", false).await.unwrap_err().to_string();
+    assert!(error.contains("Docker on h1, h2"), "{error}");
+    assert_eq!(docker::remove(&store, &all[0]).await.unwrap(), None);
+    let gone = docker::remove(&store, &all[1]).await.unwrap();
+    assert_eq!(gone.map(|network| network.name), Some(name("made")));
+    assert_eq!(docker::remove(&store, &all[1]).await.unwrap(), None, "once more does no harm");
+    assert!(!docker::put(&store, &all[1]).await.unwrap(), "there is no such network any more");
+    // A host that does not come back keeps nothing.
+    assert!(network::remove(&store, "own", false).await.is_err());
+    let options = gc::Options { grace: Duration::from_secs(60), host: Some(host("h3")) };
+    gc::collect(&store, &options, Duration::ZERO, |_| true).await.unwrap();
+    assert_eq!(docker::list(&store).await.unwrap(), []);
+    network::remove(&store, "own", false).await.unwrap();
 }
 
 async fn docker_takes_an_address_first(_: Backend, world: World) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use encap::{MacAddr, Vni};
 use ipnet::IpNet;
-use membership::key::{EndpointId, HostId, HostName, Key, Keys, NetworkId, NetworkName};
+use membership::key::{DockerId, EndpointId, HostId, HostName, Key, Keys, NetworkId, NetworkName};
 use membership::record::{
     Bitmap, BlockRecord, EndpointRecord, Error, HostRecord, Mode, NetworkOptions, NetworkRecord,
     Record, StaticVtep, Stored, VtepRecord,
@@ -30,6 +30,9 @@ fn key() -> impl Strategy<Value = Key> {
     prop_oneof![
         (network(), any::<IpAddr>()).prop_map(|(n, ip)| Key::Address(n, ip)),
         (network(), cidr()).prop_map(|(n, cidr)| Key::Block(n, cidr)),
+        (network(), name(), name()).prop_map(|(n, h, d)| {
+            Key::Docker(n, HostName::new(h).unwrap(), DockerId::new(d).unwrap())
+        }),
         (network(), name()).prop_map(|(n, e)| Key::Endpoint(n, EndpointId::new(e).unwrap())),
         name().prop_map(|text| Key::Host(HostName::new(text).unwrap())),
         name().prop_map(|text| Key::KnownHost(HostName::new(text).unwrap())),

@@ -35,7 +35,8 @@ pub fn network_error(error: &network::Error) -> Error {
         | network::Error::VniTaken { .. }
         | network::Error::IdTaken(_)
         | network::Error::Overlap { .. }
-        | network::Error::InUse { .. } => Error::conflict(error.to_string()),
+        | network::Error::InUse { .. }
+        | network::Error::InDocker { .. } => Error::conflict(error.to_string()),
         _ => Error::bad_request(error.to_string()),
     }
 }

@@ -238,7 +238,7 @@ impl Agent {
     }
 
     /// Notes that an endpoint's devices are to be set up anew.
-    fn mark_unsettled(&self, endpoint: &str) {
+    pub(crate) fn mark_unsettled(&self, endpoint: &str) {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner).remove(endpoint);
     }
 

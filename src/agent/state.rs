@@ -86,6 +86,9 @@ pub enum Stage {
     Attached,
     /// Taken down here; its record in the store still has to go.
     Detaching,
+    /// Has its addresses and its record, and no interface yet or any more: Docker makes an endpoint
+    /// before it says where it is.
+    Reserved,
     /// Cut off here: the store gave what it has to somebody else. It waits to be detached.
     Quarantined,
 }
@@ -134,6 +137,9 @@ pub struct Attachment {
     /// What the store knows of it.
     #[serde(default)]
     pub publication: Publication,
+    /// Docker's id of the network, where Docker moves the interface and gives it its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub docker: Option<String>,
     /// Why it is quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -319,6 +325,7 @@ mod tests {
             gateways: Vec::new(),
             labels: Default::default(),
             publication: Publication::Done,
+            docker: None,
             reason: None,
         }
     }

@@ -363,7 +363,8 @@ pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
             // Nothing is missing but the store's word, or it was cut off.
             Stage::Detaching => take_down(agent, note).await,
             Stage::Quarantined if attach::sandbox_is_gone(&note) => take_down(agent, note).await,
-            Stage::Quarantined => {}
+            // Docker goes on with it, or it is collected ([`crate::driver::docker`]).
+            Stage::Quarantined | Stage::Reserved => {}
         }
     }
     waiting

@@ -33,6 +33,7 @@ pub(super) struct File {
     pub(super) session: Session,
     pub(super) datapath: Datapath,
     pub(super) uplink: Uplink,
+    pub(super) docker: Docker,
     pub(super) log: Log,
 }
 
@@ -75,6 +76,15 @@ pub(super) struct Datapath {
 pub(super) struct Uplink {
     pub(super) ipv4: Value<String>,
     pub(super) ipv6: Value<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Docker {
+    pub(super) enabled: Value<bool>,
+    pub(super) name: Value<String>,
+    pub(super) scope: Value<String>,
+    pub(super) socket: Value<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

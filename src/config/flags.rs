@@ -7,6 +7,7 @@ use clap::Args;
 const WHO: &str = "Host and underlay";
 const STORE: &str = "Store";
 const DATAPATH: &str = "Datapath";
+const DOCKER: &str = "Docker";
 const FILES: &str = "Files, socket, log";
 
 /// The agent's flags. What they say beats the environment and the file; values are checked together
@@ -72,6 +73,22 @@ pub struct Flags {
     /// Do not use this capability: tso, uso, csum, udp-gso, udp-gro, coalesce, multiqueue
     #[arg(long, value_name = "NAME", help_heading = DATAPATH, value_delimiter = ',')]
     pub disable: Vec<String>,
+
+    /// Be a network and IPAM driver of this host's Docker
+    #[arg(long, help_heading = DOCKER)]
+    pub docker: bool,
+
+    /// Name of the driver, as in `docker network create -d NAME` [default: skybridge]
+    #[arg(long, value_name = "NAME", help_heading = DOCKER)]
+    pub docker_name: Option<String>,
+
+    /// Scope of the driver's networks: local, or global with a cluster store of Docker or a Swarm [default: local]
+    #[arg(long, value_name = "SCOPE", help_heading = DOCKER)]
+    pub docker_scope: Option<String>,
+
+    /// Socket for Docker [default: /run/docker/plugins/NAME.sock]
+    #[arg(long, value_name = "PATH", help_heading = DOCKER)]
+    pub docker_socket: Option<PathBuf>,
 
     /// Where the agent keeps its state [default: /var/lib/skybridge]
     #[arg(long, value_name = "DIR", help_heading = FILES)]

@@ -190,6 +190,32 @@ pub const KEYS: &[Key] = &[
         "Where the IPv6 addresses of uplinks come from.",
     ),
     key(
+        "docker.enabled",
+        "false",
+        "true",
+        "Whether this agent is a network and IPAM driver of this host's Docker.",
+    ),
+    key(
+        "docker.name",
+        r#""skybridge""#,
+        r#""skybridge""#,
+        "Name of the driver, as in `docker network create -d NAME`.",
+    ),
+    key(
+        "docker.scope",
+        r#""local""#,
+        r#""local""#,
+        "Scope of the driver's networks: local for Docker without a cluster; global for Docker up to \
+         20.10 with a cluster store, or in a Swarm.",
+    ),
+    key(
+        "docker.socket",
+        "/run/docker/plugins/NAME.sock",
+        r#""/run/docker/plugins/skybridge.sock""#,
+        "Where Docker finds the driver. Docker looks into /run/docker/plugins for sockets, and into \
+         /etc/docker/plugins for files that name them.",
+    ),
+    key(
         "log.level",
         r#""info""#,
         r#""info""#,

@@ -14,9 +14,9 @@ use super::layers::{Found, Layers, list, path_text, wrong};
 use super::store::{Trust, address, embedded_of, store_prefix, stores, tls_of, user_of};
 use super::vtep::vteps;
 use super::{
-    Capability, Config, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UDP_PORT, Datapath, Effective,
-    Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Source, Store, Tls, Uplink,
-    WORKERS_MAX, environment,
+    Capability, Config, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UDP_PORT, Datapath, Docker,
+    DockerScope, Effective, Error, Flags, KEYS, Log, LogFormat, Purpose, SOURCE_PORTS_MAX, Source,
+    Store, Tls, Uplink, WORKERS_MAX, environment,
 };
 use crate::control::check::{self, Invalid};
 
@@ -34,7 +34,7 @@ pub(super) fn resolve(
         None => File::default(),
     };
     let mut layers = Layers { file: text, environment, settings: Vec::new() };
-    let File { tls, user, session, datapath, uplink, log, .. } = file;
+    let File { tls, user, session, datapath, uplink, docker, log, .. } = file;
 
     let state_dir = flags.state_dir.as_deref().map(path_text);
     let state_dir = layers.pick(state_dir, "state-dir", file.state_dir);
@@ -137,6 +137,7 @@ pub(super) fn resolve(
     let metrics = layers.pick(flags.metrics.clone(), "metrics", file.metrics);
     let metrics = metrics.map(|found| found.parse("metrics", |text| address(&text))).transpose()?;
     let metrics = layers.note_option("metrics", metrics, SocketAddr::to_string);
+    let docker = docker_of(&mut layers, flags, docker)?;
     let log = log_of(&mut layers, flags, log)?;
 
     let mut settings = layers.settings;
@@ -152,6 +153,7 @@ pub(super) fn resolve(
         socket,
         socket_group,
         metrics,
+        docker,
         log,
     };
     Ok(Effective { config, settings })
@@ -298,6 +300,42 @@ fn directory(
     })?;
     layers.note(key, &found, path_text(&found.value));
     Ok(found.value)
+}
+
+/// Where Docker looks for sockets of plugins (moby, pkg/plugins/discovery_unix.go).
+const DOCKER_PLUGINS: &str = "/run/docker/plugins";
+
+fn docker_of(
+    layers: &mut Layers<'_>,
+    flags: &Flags,
+    docker: file::Docker,
+) -> Result<Option<Docker>, Error> {
+    let enabled = layers.pick(flags.docker.then_some(true), "docker", docker.enabled);
+    let enabled = enabled.unwrap_or_else(|| Found::default(false));
+    layers.note("docker.enabled", &enabled, enabled.value);
+    let name = layers.pick(flags.docker_name.clone(), "docker-name", docker.name);
+    let name = name.unwrap_or_else(|| Found::default("skybridge".to_owned()));
+    let name = name.parse("docker.name", |text| {
+        check::name(&text).map_err(|invalid| Invalid {
+            cause: format!("`{text}`: {}", invalid.cause),
+            next_step: invalid.next_step,
+        })
+    })?;
+    layers.note("docker.name", &name, name.value.as_str());
+    let scope = layers.pick(flags.docker_scope.clone(), "docker-scope", docker.scope);
+    let scope = scope.unwrap_or_else(|| Found::default("local".to_owned()));
+    let scope = scope.parse("docker.scope", |text| match text.as_str() {
+        "global" => Ok(DockerScope::Global),
+        "local" => Ok(DockerScope::Local),
+        _ => Err(Invalid::new(format!("`{text}` is no scope"), "write local or global")),
+    })?;
+    layers.note("docker.scope", &scope, scope.value.name());
+    let socket = flags.docker_socket.as_deref().map(path_text);
+    let socket = layers.pick(socket, "docker-socket", docker.socket);
+    let default = format!("{DOCKER_PLUGINS}/{}.sock", name.value);
+    let socket = directory(layers, "docker.socket", socket, &default)?;
+    let (name, scope) = (name.value, scope.value);
+    Ok(enabled.value.then_some(Docker { name, scope, socket }))
 }
 
 fn log_of(layers: &mut Layers<'_>, flags: &Flags, log: file::Log) -> Result<Log, Error> {

@@ -158,7 +158,11 @@ pub async fn attach(agent: &Agent, mut request: Attach) -> Result<types::Attachm
     }
 }
 
-async fn release(agent: &Agent, network: &NetworkId, endpoint: &str) -> Result<(), Error> {
+pub(super) async fn release(
+    agent: &Agent,
+    network: &NetworkId,
+    endpoint: &str,
+) -> Result<(), Error> {
     let released = agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await;
     routers::released(agent, network).await;
     released
@@ -201,6 +205,7 @@ async fn attach_held(
             Some(_) => Publication::Queued,
             None => Publication::Unsure,
         },
+        docker: None,
         reason: None,
     };
     agent.put_attachment(&note)?;
@@ -405,6 +410,10 @@ pub async fn restore(
         let failed = |err| link_error(&err);
         let plugged = match adopt(&local.namespace, owner, &wanted).await.map_err(failed)? {
             Some(plugged) => plugged,
+            // Docker has the interface, and would not know of another one.
+            None if note.docker.is_some() => {
+                return Err(Error::not_found("Docker has taken its interface away"));
+            }
             None => plug(&local.namespace, owner, &wanted).await.map_err(failed)?,
         };
         if note.publication != Publication::Done
@@ -535,7 +544,7 @@ pub fn sandbox_is_gone(note: &Attachment) -> bool {
     open_sandbox(&note.sandbox).is_err()
 }
 
-fn open_sandbox(reference: &str) -> Result<NetNs, Error> {
+pub(super) fn open_sandbox(reference: &str) -> Result<NetNs, Error> {
     let parsed: NetNsRef = reference.parse().map_err(|err: crate::link::Error| link_error(&err))?;
     NetNs::open(&parsed).map_err(|err| link_error(&err))
 }
@@ -544,7 +553,7 @@ fn gateways(request: &Attach, network: &NetworkRecord) -> Vec<IpAddr> {
     if request.default_route { network.gateways.clone() } else { Vec::new() }
 }
 
-fn with_prefixes(ips: &[IpAddr], network: &NetworkRecord) -> Vec<IpNet> {
+pub(super) fn with_prefixes(ips: &[IpAddr], network: &NetworkRecord) -> Vec<IpNet> {
     ips.iter()
         .map(|ip| {
             let full = if ip.is_ipv4() { 32 } else { 128 };

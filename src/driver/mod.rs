@@ -1,4 +1,5 @@
 //! How sandboxes are attached: what the command line, and every runtime's plugin, share.
 
 pub mod attach;
+pub mod docker;
 pub mod offline;

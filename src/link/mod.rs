@@ -44,6 +44,7 @@ pub mod endpoint;
 mod error;
 pub mod firewall;
 pub mod forwarding;
+pub mod handover;
 pub mod names;
 pub mod netlink;
 pub mod netns;

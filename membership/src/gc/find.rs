@@ -65,6 +65,7 @@ pub(super) fn findings(model: &Model) -> Vec<Finding> {
     // Networks whose record is gone and that nobody alive is in.
     let mut dead = BTreeSet::new();
     for (id, network) in &model.networks {
+        dockers(model, id, network, &mut found);
         let gone = endpoints(model, id, network, &mut found);
         if network.record.is_none() {
             let lives = network.endpoints.keys().any(|endpoint| !gone.contains(endpoint));
@@ -111,6 +112,25 @@ fn of_network<T>(kind: Kind, key: Key, item: &Item<T>, network: &NetworkId) -> F
     let action =
         Action::OfNetwork { key: key.clone(), revision: item.revision, network: network.clone() };
     finding(kind, &key, format!("network {network} has no record"), action)
+}
+
+/// Networks of Docker on hosts that are gone, or that are no network any more.
+fn dockers(model: &Model, id: &NetworkId, network: &Network, found: &mut Vec<Finding>) {
+    for ((host, docker), revision) in &network.dockers {
+        let key = Key::Docker(id.clone(), host.clone(), docker.clone());
+        let (reason, absent, age) = match model.gone(host) {
+            Some(gone) => (absence(host, gone), Key::Host(host.clone()), gone.age),
+            None if network.record.is_none() => {
+                (format!("network {id} has no record"), Key::Network(id.clone()), None)
+            }
+            None => continue,
+        };
+        let action = Action::Key { key: key.clone(), revision: *revision, absent: vec![absent] };
+        let mut finding = finding(Kind::Docker, &key, reason, action);
+        finding.host = Some(host.clone());
+        finding.age = age;
+        found.push(finding);
+    }
 }
 
 /// Endpoints whose hosts are gone; returns their ids.

@@ -72,6 +72,8 @@ pub enum Kind {
     Name,
     /// A VNI of a network that has no record.
     Vni,
+    /// A network of Docker on a host that is gone.
+    Docker,
     /// The record of a host that was removed.
     Host,
     /// Two endpoints with one address or MAC: named, and not removed.
@@ -91,6 +93,7 @@ impl Kind {
             Self::Addresses => "addresses",
             Self::Name => "name",
             Self::Vni => "vni",
+            Self::Docker => "docker",
             Self::Host => "host",
             Self::Duplicate => "duplicate",
         }

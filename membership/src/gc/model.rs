@@ -8,7 +8,7 @@ use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
 use super::{Options, everything};
-use crate::key::{EndpointId, HostName, Key, NetworkId, NetworkName};
+use crate::key::{DockerId, EndpointId, HostName, Key, NetworkId, NetworkName};
 use crate::record::{
     AddressRecord, BlockRecord, EndpointRecord, MacRecord, NameRecord, NetworkRecord, Stored,
     VniRecord,
@@ -36,6 +36,8 @@ pub(super) struct Network {
     /// Its record; `None` without one.
     pub(super) record: Option<Item<NetworkRecord>>,
     pub(super) endpoints: BTreeMap<EndpointId, Item<EndpointRecord>>,
+    /// Networks of Docker that it is, with their revisions.
+    pub(super) dockers: BTreeMap<(HostName, DockerId), i64>,
     pub(super) blocks: BTreeMap<IpNet, Item<BlockRecord>>,
     pub(super) addresses: BTreeMap<IpAddr, Item<AddressRecord>>,
     pub(super) macs: BTreeMap<MacAddr, Item<MacRecord>>,
@@ -106,6 +108,10 @@ impl Model {
                 let item = item(&key, entry);
                 self.network(network).blocks.insert(*cidr, item);
             }
+            Key::Docker(network, host, id) => {
+                let of = (host.clone(), id.clone());
+                self.network(network).dockers.insert(of, revision);
+            }
             Key::Endpoint(network, endpoint) => {
                 let item = item(&key, entry);
                 self.network(network).endpoints.insert(endpoint.clone(), item);
@@ -151,6 +157,7 @@ impl Model {
             owners.extend(blocks.map(|record| &record.host));
             let addresses = network.addresses.values().filter_map(|item| item.record.as_ref());
             owners.extend(addresses.map(|record| &record.host));
+            owners.extend(network.dockers.keys().map(|(host, _)| host));
         }
         owners
     }

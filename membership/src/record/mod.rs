@@ -5,6 +5,7 @@
 //! version. A record that is too large, newer or malformed is an [`Error`] that names its key; the
 //! caller sets it aside and goes on with the others.
 
+mod docker;
 mod host;
 mod ipam;
 mod network;
@@ -13,6 +14,7 @@ mod range;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use docker::DockerRecord;
 pub use host::{AbsentRecord, HostRecord, VtepClaimRecord, VtepRecord};
 pub use ipam::{AddressRecord, Bitmap, BlockRecord, MacRecord, RestRecord};
 pub use network::{
@@ -134,6 +136,8 @@ pub enum Record {
     Address(AddressRecord),
     /// At [`Key::Block`].
     Block(BlockRecord),
+    /// At [`Key::Docker`].
+    Docker(DockerRecord),
     /// At [`Key::Endpoint`].
     Endpoint(EndpointRecord),
     /// At [`Key::Host`].
@@ -165,6 +169,7 @@ impl Record {
             Key::Absent(_) => Self::Absent(Stored::decode(key, bytes)?),
             Key::Address(..) => Self::Address(Stored::decode(key, bytes)?),
             Key::Block(..) => Self::Block(Stored::decode(key, bytes)?),
+            Key::Docker(..) => Self::Docker(Stored::decode(key, bytes)?),
             Key::Endpoint(..) => Self::Endpoint(Stored::decode(key, bytes)?),
             Key::Host(_) => Self::Host(Stored::decode(key, bytes)?),
             Key::KnownHost(_) => Self::KnownHost(Stored::decode(key, bytes)?),
@@ -185,6 +190,7 @@ impl Record {
             Self::Absent(record) => serde_json::to_value(record),
             Self::Address(record) => serde_json::to_value(record),
             Self::Block(record) => serde_json::to_value(record),
+            Self::Docker(record) => serde_json::to_value(record),
             Self::Endpoint(record) => serde_json::to_value(record),
             Self::Host(record) | Self::KnownHost(record) => serde_json::to_value(record),
             Self::Mac(record) => serde_json::to_value(record),

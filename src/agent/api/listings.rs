@@ -148,7 +148,7 @@ fn state_of(
     if record.host == agent.name {
         let note = notes.get(record.id.as_str());
         return match note.map(|note| (note.stage, note.publication)) {
-            Some((Stage::Attaching, _)) => types::EndpointState::Attaching,
+            Some((Stage::Attaching | Stage::Reserved, _)) => types::EndpointState::Attaching,
             Some((Stage::Attached, Publication::Done)) => types::EndpointState::Attached,
             Some((Stage::Attached, _)) => types::EndpointState::Queued,
             Some((Stage::Quarantined, _)) => types::EndpointState::Quarantined,

@@ -75,6 +75,9 @@ pub(crate) fn probe() -> Option<String> {
             return Some(format!("{part} of Docker is neither unpacked nor installed"));
         }
     }
+    if !unpacked("usr/bin/etcd").exists() {
+        return Some("there is no etcd 3.4 for Docker's cluster store".to_owned());
+    }
     let busybox = unpacked("bin/busybox");
     (!busybox.exists()).then(|| "there is no static busybox".to_owned())
 }
@@ -173,6 +176,8 @@ impl Docker {
         }
         daemon.arg(format!("--host=unix://{directory}/docker.sock"));
         daemon.arg(format!("--cgroup-parent=/{}", inner.cgroup()));
+        // Under systemd it would be another one by default, with other names of groups.
+        daemon.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
         daemon.args(["--bridge=none", "--shutdown-timeout=3"]).args(args);
         // A daemon that was killed leaves its own.
         let _: std::io::Result<()> = fs::remove_file(inner.directory.join("docker.pid"));
@@ -399,5 +404,52 @@ impl Drop for Inner {
             let mut umount = Command::new("umount");
             let _: std::io::Result<std::process::Output> = umount.args(["-l", mount]).output();
         }
+    }
+}
+
+/// The cluster store that Dockers up to 20.10 can share: an etcd with the second version of the API,
+/// on the switch. Not that of the agents.
+#[derive(Debug)]
+pub struct ClusterStore {
+    _process: Process,
+}
+
+impl ClusterStore {
+    /// Its port.
+    const PORT: u16 = 2479;
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    #[track_caller]
+    #[must_use]
+    pub fn start(lab: &Lab) -> Self {
+        let client = format!("http://192.0.2.254:{}", Self::PORT);
+        let peer = format!("http://192.0.2.254:{}", Self::PORT + 1);
+        let mut etcd = lab.switch().command(unpacked("usr/bin/etcd"));
+        etcd.arg("--data-dir").arg(lab.directory().join("cluster-store"));
+        etcd.args(["--enable-v2", "--name", "c", "--initial-cluster", &format!("c={peer}")]);
+        for flag in ["listen-client-urls", "advertise-client-urls"] {
+            etcd.args([&format!("--{flag}"), &client]);
+        }
+        for flag in ["listen-peer-urls", "initial-advertise-peer-urls"] {
+            etcd.args([&format!("--{flag}"), &peer]);
+        }
+        let process = Process::spawn(etcd, &lab.logs(), "cluster-store");
+        wait_until("the cluster store listens", READY, || {
+            let connected = lab
+                .switch()
+                .enter(|| std::net::TcpStream::connect(("192.0.2.254", Self::PORT)).is_ok());
+            connected.then_some(())
+        });
+        Self { _process: process }
+    }
+
+    /// What `--cluster-store` takes.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("etcd://192.0.2.254:{}", Self::PORT)
     }
 }

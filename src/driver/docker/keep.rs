@@ -1,0 +1,141 @@
+//! What Docker did not end is ended: an endpoint whose Join never came or whose DeleteEndpoint was
+//! lost, an interface that Docker took out of a sandbox without a Leave, an address that no endpoint
+//! followed. Interfaces that went with their sandbox are noticed for all attachments alike
+//! ([`crate::agent::tasks`]).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use membership::ipam;
+use membership::key::{Key, NetworkId, Range};
+use membership::record::{AddressRecord, Stored as _};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Driver;
+use crate::agent::state::{Attachment, Stage};
+use crate::agent::tasks::SessionState;
+use crate::config::DockerScope;
+use crate::driver::attach;
+use crate::link::{NetNs, handover};
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long an endpoint may be without a sandbox: Docker goes on within milliseconds, and repeats
+/// what was not answered for half a minute.
+const FORLORN: Duration = Duration::from_secs(60);
+/// How long an address may be without an endpoint.
+const EARLY: Duration = Duration::from_secs(300);
+/// How often the store is asked for such addresses.
+const EARLY_LOOK: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Seen {
+    /// Endpoints without a sandbox, or with an interface that is not in it, and since when.
+    forlorn: BTreeMap<String, Instant>,
+    early: BTreeMap<(NetworkId, IpAddr), Instant>,
+    looked: Option<Instant>,
+}
+
+pub(super) async fn run(driver: &Driver) {
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = Seen::default();
+    loop {
+        tick.tick().await;
+        endpoints(driver, &mut seen).await;
+        let agent = &driver.agent;
+        let there = agent.session().state == SessionState::Held
+            && agent.watch_status().is_connected()
+            && agent.tables.is_complete();
+        let due = seen.looked.is_none_or(|at| at.elapsed() >= EARLY_LOOK);
+        // In a Swarm a manager asks for the addresses of all hosts.
+        if there && due && driver.scope == DockerScope::Local {
+            seen.looked = Some(Instant::now());
+            if let Err(err) = addresses(driver, &mut seen).await {
+                tracing::debug!(%err, "addresses that Docker asked for cannot be looked at");
+            }
+        }
+    }
+}
+
+async fn endpoints(driver: &Driver, seen: &mut Seen) {
+    let now = Instant::now();
+    let mut forlorn = BTreeMap::new();
+    for note in driver.agent.attachments().into_iter().filter(|note| note.docker.is_some()) {
+        if !is_forlorn(driver, &note).await {
+            continue;
+        }
+        let since = seen.forlorn.get(&note.endpoint).copied().unwrap_or(now);
+        forlorn.insert(note.endpoint.clone(), since);
+        if now.duration_since(since) < FORLORN {
+            continue;
+        }
+        let _turn = driver.endpoints.lock().await;
+        // Docker may have gone on meanwhile.
+        let Some(present) = driver.agent.attachment(&note.endpoint) else { continue };
+        if present != note {
+            continue;
+        }
+        tracing::info!(
+            endpoint = %note.endpoint, network = %note.network_name,
+            "no container has this endpoint of Docker any more; removing it"
+        );
+        if let Err(err) = attach::detach_one(&driver.agent, present).await {
+            tracing::warn!(endpoint = %note.endpoint, %err, "cannot remove it");
+        }
+    }
+    seen.forlorn = forlorn;
+}
+
+async fn is_forlorn(driver: &Driver, note: &Attachment) -> bool {
+    match note.stage {
+        Stage::Reserved => true,
+        Stage::Attached => {
+            // Where Join left it, or where Docker puts it back before Leave.
+            let Ok(host) = NetNs::host() else { return false };
+            let owner = driver.agent.networks.owner();
+            handover::is_in(&host, owner, &note.endpoint).await.unwrap_or(false)
+        }
+        _ => false,
+    }
+}
+
+async fn addresses(driver: &Driver, seen: &mut Seen) -> Result<(), String> {
+    let agent = &driver.agent;
+    let store = &agent.store;
+    let early = driver.early_id().map_err(|err| err.to_string())?;
+    let noted = driver.noted().await.map_err(|err| err.to_string())?;
+    let mut networks: Vec<NetworkId> = noted
+        .into_iter()
+        .filter(|noted| noted.host == agent.name)
+        .map(|noted| noted.network)
+        .collect();
+    networks.sort();
+    networks.dedup();
+    let now = Instant::now();
+    let mut found = BTreeMap::new();
+    for network in networks {
+        let listed = store.list(Range::Addresses(&network)).await;
+        for entry in listed.map_err(|err| err.to_string())?.1 {
+            let Ok(key @ Key::Address(_, ip)) = store.keys().parse(&entry.key) else { continue };
+            let Ok(record) = AddressRecord::decode(&key, &entry.value) else { continue };
+            if !record.early || record.endpoint != early {
+                continue;
+            }
+            let place = (network.clone(), ip);
+            let given = driver.early().get(&place).copied();
+            let since = given.or_else(|| seen.early.get(&place).copied()).unwrap_or(now);
+            found.insert(place.clone(), since);
+            if now.duration_since(since) < EARLY {
+                continue;
+            }
+            tracing::info!(%network, %ip, "no endpoint has followed this address; giving it back");
+            let released = ipam::release(store, &network, &early, &[ip], Duration::ZERO).await;
+            released.map_err(|err| err.to_string())?;
+            driver.early().remove(&place);
+        }
+    }
+    seen.early = found;
+    Ok(())
+}

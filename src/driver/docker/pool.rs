@@ -1,0 +1,460 @@
+//! The IPAM driver: pools, and the addresses of containers before there is an endpoint.
+//!
+//! A pool is no record: its id says all of it. A gateway is no address that is given out: it is part
+//! of the network, the same on every host, and so is what `--aux-address` sets aside.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use encap::Vni;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use membership::ipam;
+use membership::key::{EndpointId, Key, NetworkId, NetworkName};
+use membership::record::{AddressRange, AddressRecord, NetworkRecord};
+use serde_json::json;
+
+use super::options::Which;
+use super::{Answer, Driver, types};
+use crate::agent::state::{Attachment, Stage};
+use crate::agent::{endpoint_error, network_error, store_error};
+use crate::config::DockerScope;
+use crate::control::types::Error;
+use crate::driver::attach;
+use crate::link::{self, NetNs, NetNsRef};
+
+/// What an address is wanted for, in the options of a request.
+const ADDRESS_TYPE: &str = "RequestAddressType";
+const GATEWAY: &str = "com.docker.network.gateway";
+/// How long a pool counts as a hint for the network that Docker makes next.
+const PENDING: Duration = Duration::from_secs(60);
+/// Where subnets come from that nobody asked for: /24s of it.
+const CHOSEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 208, 0, 0), 12);
+/// How many random subnets are tried.
+const CHOICES: usize = 256;
+
+/// What a pool is, in Docker's hands as a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PoolId {
+    /// Its prefix.
+    pub prefix: IpNet,
+    /// What containers get addresses of, where that is less.
+    pub range: Option<IpNet>,
+    /// Which network it is of, where the user said so.
+    pub which: Which,
+    /// Tells a prefix that we chose from those that users wrote.
+    pub chosen: Option<String>,
+}
+
+impl fmt::Display for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.prefix)?;
+        if let Some(range) = &self.range {
+            write!(f, ";range={range}")?;
+        }
+        if let Some(name) = &self.which.network {
+            write!(f, ";network={name}")?;
+        }
+        if let Some(vni) = &self.which.vni {
+            write!(f, ";vni={vni}")?;
+        }
+        if let Some(chosen) = &self.chosen {
+            write!(f, ";chosen={chosen}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for PoolId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = || {
+            let shown: String = text.chars().take(96).collect();
+            Error::bad_request(format!("`{shown}` is no pool of this driver"))
+                .next_step("remove the network, and create it again")
+        };
+        let mut parts = text.split(';');
+        let prefix = parts.next().and_then(|prefix| prefix.parse().ok()).ok_or_else(bad)?;
+        let mut pool = Self { prefix, range: None, which: Which::default(), chosen: None };
+        for part in parts {
+            match part.split_once('=').ok_or_else(bad)? {
+                ("range", range) => pool.range = Some(range.parse().map_err(|_| bad())?),
+                ("network", name) => {
+                    pool.which.network = Some(NetworkName::new(name).map_err(|_| bad())?);
+                }
+                ("vni", vni) => {
+                    let vni = vni.parse().ok().and_then(Vni::new).ok_or_else(bad)?;
+                    pool.which.vni = Some(vni);
+                }
+                ("chosen", nonce) => pool.chosen = Some(nonce.to_owned()),
+                _ => return Err(bad()),
+            }
+        }
+        Ok(pool)
+    }
+}
+
+/// A network as it is for one allocation: only this prefix, and only its range.
+pub(super) fn only(
+    record: &NetworkRecord,
+    prefixes: &[IpNet],
+    range: Option<IpNet>,
+) -> NetworkRecord {
+    let mut record = record.clone();
+    record.subnets.retain(|subnet| prefixes.contains(subnet));
+    if let (Some(range), [prefix]) = (range, prefixes) {
+        let below = before(range.network()).filter(|last| *last >= prefix.network());
+        let above = after(range.broadcast()).filter(|first| *first <= prefix.broadcast());
+        let below = below.and_then(|last| AddressRange::new(prefix.network(), last));
+        let above = above.and_then(|first| AddressRange::new(first, prefix.broadcast()));
+        record.exclude.extend(below.into_iter().chain(above));
+    }
+    record
+}
+
+fn before(ip: IpAddr) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).checked_sub(1).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(ip) => u128::from(ip).checked_sub(1).map(|ip| Ipv6Addr::from(ip).into()),
+    }
+}
+
+fn after(ip: IpAddr) -> Option<IpAddr> {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).checked_add(1).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(ip) => u128::from(ip).checked_add(1).map(|ip| Ipv6Addr::from(ip).into()),
+    }
+}
+
+/// An address as Docker writes it, with or without a prefix length.
+pub(super) fn address_of(text: &str) -> Result<IpAddr, Error> {
+    let bare = text.split('/').next().unwrap_or_default();
+    bare.parse().map_err(|_| Error::bad_request(format!("`{text}` is no address")))
+}
+
+/// A prefix as Docker writes it.
+pub(super) fn prefix_of(text: &str) -> Result<IpNet, Error> {
+    let prefix: Result<IpNet, _> = text.parse();
+    prefix
+        .map(|prefix| prefix.trunc())
+        .map_err(|_| Error::bad_request(format!("`{text}` is no prefix such as 192.0.2.0/24")))
+}
+
+fn given(ip: IpAddr, prefix: IpNet) -> Answer {
+    Ok(json!({ "Address": format!("{ip}/{}", prefix.prefix_len()), "Data": {} }))
+}
+
+impl Driver {
+    /// RequestPool.
+    pub(super) async fn request_pool(&self, asked: types::Pool) -> Answer {
+        let which = Which::of_pool(&asked.options)?;
+        let all = self.networks().await?;
+        let known = self.by_which(&all, &which)?;
+        let mut chosen = None;
+        let prefix = match (asked.pool.as_str(), known) {
+            ("", _) if !asked.sub_pool.is_empty() => {
+                return Err(Error::bad_request("an --ip-range needs the --subnet that it is of")
+                    .next_step("give --subnet too"));
+            }
+            ("", Some(network)) => {
+                let mut subnets = network.subnets.iter().copied();
+                subnets.find(|subnet| subnet.addr().is_ipv6() == asked.v6).ok_or_else(|| {
+                    let family = if asked.v6 { "IPv6" } else { "IPv4" };
+                    Error::conflict(format!("network {} has no {family} subnet", network.name))
+                        .next_step("`skybridge network inspect` shows those that it has")
+                })?
+            }
+            ("", None) => {
+                chosen = Some(format!("{:08x}", rand::random::<u32>()));
+                self.choose(&all, asked.v6)?
+            }
+            (text, _) => prefix_of(text)?,
+        };
+        let range = match asked.sub_pool.as_str() {
+            "" => None,
+            text => Some(prefix_of(text)?),
+        };
+        if let Some(range) = range.filter(|range| !prefix.contains(range)) {
+            return Err(Error::bad_request(format!("range {range} is no part of {prefix}")));
+        }
+        if let Some(network) = known {
+            super::network::check_subnet(network, prefix)?;
+        }
+        let pool = PoolId { prefix, range, which, chosen };
+        if self.joins_by_prefix(&pool) {
+            self.by_prefixes(&all, &[prefix])?;
+        }
+        let answer = json!({ "PoolID": pool.to_string(), "Pool": prefix.to_string(), "Data": {} });
+        let now = Instant::now();
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.retain(|(since, other)| now.duration_since(*since) < PENDING && *other != pool);
+        pending.push((now, pool));
+        Ok(answer)
+    }
+
+    /// Whether a pool's network is the one with its prefix.
+    fn joins_by_prefix(&self, pool: &PoolId) -> bool {
+        self.scope == DockerScope::Local && pool.which == Which::default() && pool.chosen.is_none()
+    }
+
+    /// The pool of this prefix that was asked for last, as far as this run knows.
+    pub(super) fn pending(&self, prefix: IpNet) -> Option<PoolId> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let mut newest = pending.iter().rev();
+        let found = newest
+            .find(|(since, pool)| pool.prefix == prefix && now.duration_since(*since) < PENDING);
+        found.map(|(_, pool)| pool.clone())
+    }
+
+    /// A subnet that nobody has, so far.
+    fn choose(&self, all: &[NetworkRecord], v6: bool) -> Result<IpNet, Error> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = |candidate: &IpNet| {
+            let subnets = all.iter().flat_map(|network| &network.subnets);
+            let asked = pending.iter().map(|(_, pool)| &pool.prefix);
+            subnets.chain(asked).any(|other| other.contains(candidate) || candidate.contains(other))
+        };
+        for _ in 0..CHOICES {
+            let candidate = if v6 {
+                // A unique local prefix (RFC 4193): 40 random bits, subnet 0.
+                let random = u128::from(rand::random::<u64>() >> 24) << 80;
+                let ip = Ipv6Addr::from((0xfd_u128 << 120) | random);
+                IpNet::V6(Ipv6Net::new_assert(ip, 64))
+            } else {
+                let index = rand::random_range(0..1_u32 << (24 - CHOSEN.prefix_len()));
+                let ip = Ipv4Addr::from(u32::from(CHOSEN.addr()) | index << 8);
+                IpNet::V4(Ipv4Net::new_assert(ip, 24))
+            };
+            if !taken(&candidate) {
+                return Ok(candidate);
+            }
+        }
+        Err(Error::conflict(format!("no free subnet was found in {CHOSEN}"))
+            .next_step("give one with --subnet"))
+    }
+
+    /// RequestAddress.
+    pub(super) async fn request_address(&self, asked: types::Address) -> Answer {
+        let pool: PoolId = asked.pool.parse()?;
+        let wanted = match asked.address.as_str() {
+            "" => None,
+            text => Some(address_of(text)?),
+        };
+        if let Some(ip) = wanted.filter(|ip| !pool.prefix.contains(ip)) {
+            return Err(Error::bad_request(format!("address {ip} lies outside {}", pool.prefix))
+                .next_step("ask for one of the subnet, or for none"));
+        }
+        if asked.options.get(ADDRESS_TYPE).is_some_and(|what| what == GATEWAY) {
+            return self.gateway(&pool, wanted).await;
+        }
+        match self.bound(&pool).await? {
+            Some(network) => self.address(&pool, &network, wanted).await,
+            // Of a network that is just being made: an address that is set aside.
+            None => match wanted {
+                Some(ip) => given(ip, pool.prefix),
+                None => {
+                    Err(Error::not_found(format!("no network of this store has {}", pool.prefix))
+                        .next_step(
+                            "use it with the network driver of the same name: `docker network \
+                                create -d skybridge --ipam-driver skybridge`",
+                        ))
+                }
+            },
+        }
+    }
+
+    /// A gateway, which is the same on every host.
+    async fn gateway(&self, pool: &PoolId, wanted: Option<IpAddr>) -> Answer {
+        let all = self.networks().await?;
+        let known = match self.by_which(&all, &pool.which)? {
+            None if self.joins_by_prefix(pool) => self.by_prefixes(&all, &[pool.prefix])?,
+            known => known,
+        };
+        let present = known.and_then(|network| network.gateway_of(pool.prefix));
+        match (known, present, wanted) {
+            (_, Some(present), Some(wanted)) if present != wanted => {
+                let name = known.map(|network| network.name.to_string()).unwrap_or_default();
+                Err(Error::conflict(format!(
+                    "network {name} has the gateway {present}, not {wanted}"
+                ))
+                .next_step(format!("give --gateway {present}, or leave it out")))
+            }
+            (_, Some(present), _) => given(present, pool.prefix),
+            (Some(network), None, Some(wanted)) => {
+                Err(Error::conflict(format!("network {} has no gateway {wanted}", network.name))
+                    .next_step("leave --gateway out"))
+            }
+            // Docker wants one. This is no container's, whatever the network has.
+            (Some(_), None, None) => given(pool.prefix.network(), pool.prefix),
+            (None, None, Some(wanted)) => given(wanted, pool.prefix),
+            (None, None, None) => {
+                let first = after(pool.prefix.network()).unwrap_or_else(|| pool.prefix.network());
+                given(first, pool.prefix)
+            }
+        }
+    }
+
+    /// An address of a network for a container.
+    async fn address(
+        &self,
+        pool: &PoolId,
+        network: &NetworkRecord,
+        wanted: Option<IpAddr>,
+    ) -> Answer {
+        let agent = &self.agent;
+        let early = self.early_id()?;
+        let scoped = only(network, &[pool.prefix], pool.range.filter(|_| wanted.is_none()));
+        let asked: Vec<IpAddr> = wanted.into_iter().collect();
+        if let Some(ip) = wanted {
+            if self.early().contains_key(&(network.id.clone(), ip)) {
+                return Err(Error::conflict(format!("address {ip} is just given to a container"))
+                    .next_step("ask for another"));
+            }
+            self.evict(&network.id, ip).await?;
+        }
+        let given_out = ipam::allocate(&agent.store, &scoped, &agent.name, &early, &asked).await;
+        let given_out = given_out.map_err(|err| endpoint_error(&err.into()))?;
+        let Some(allocation) = given_out.first() else {
+            return Err(Error::conflict(format!(
+                "network {} has no subnet {}",
+                network.name, pool.prefix
+            )));
+        };
+        self.early().insert((network.id.clone(), allocation.ip), Instant::now());
+        given(allocation.ip, pool.prefix)
+    }
+
+    /// ReleaseAddress. What nobody holds is released already.
+    pub(super) async fn release_address(&self, asked: types::Address) -> Answer {
+        let pool: PoolId = asked.pool.parse()?;
+        let ip = address_of(&asked.address)?;
+        let done = Ok(json!({}));
+        let Some(network) = self.bound(&pool).await? else { return done };
+        let Some(holder) = self.holder(&network.id, ip).await? else { return done };
+        let early = self.early_id()?;
+        if holder.early && holder.endpoint == early {
+            // Nobody has used it.
+            let released =
+                ipam::release(&self.agent.store, &network.id, &early, &[ip], Duration::ZERO).await;
+            released.map_err(|err| endpoint_error(&err.into()))?;
+            self.early().remove(&(network.id.clone(), ip));
+            return done;
+        }
+        self.evict(&network.id, ip).await?;
+        done
+    }
+
+    /// Who holds an address.
+    pub(super) async fn holder(
+        &self,
+        network: &NetworkId,
+        ip: IpAddr,
+    ) -> Result<Option<AddressRecord>, Error> {
+        let key = Key::Address(network.clone(), ip);
+        let found = self.agent.store.get::<AddressRecord>(&key).await;
+        Ok(found.map_err(|err| store_error(&err))?.map(|found| found.record))
+    }
+
+    /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone or Docker
+    /// has taken the interface out of it: Docker was killed, or this agent was away when it ended.
+    pub(super) async fn evict(&self, network: &NetworkId, ip: IpAddr) -> Result<(), Error> {
+        let has = |note: &&Attachment| {
+            note.docker.is_some()
+                && note.network == network.as_str()
+                && note.ips.iter().any(|net| net.addr() == ip)
+        };
+        let notes = self.agent.attachments();
+        for note in notes.iter().filter(has) {
+            if self.is_dead(note).await {
+                tracing::info!(endpoint = %note.endpoint, %ip, "Docker has forgotten an endpoint");
+                attach::detach_one(&self.agent, note.clone()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing of a container is behind an endpoint any more.
+    async fn is_dead(&self, note: &Attachment) -> bool {
+        if note.stage != Stage::Attached {
+            return true;
+        }
+        let sandbox = note.sandbox.parse::<NetNsRef>().ok();
+        let Some(sandbox) = sandbox.and_then(|reference| NetNs::open(&reference).ok()) else {
+            return true;
+        };
+        let owner = self.agent.networks.owner();
+        !link::handover::is_in(&sandbox, owner, &note.endpoint).await.unwrap_or(true)
+    }
+
+    pub(super) fn early(
+        &self,
+    ) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<(NetworkId, IpAddr), Instant>> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The network that Docker made of a pool, whichever host told us.
+    async fn bound(&self, pool: &PoolId) -> Result<Option<Arc<NetworkRecord>>, Error> {
+        let text = pool.to_string();
+        let noted = self.noted().await?;
+        let found = noted.iter().find(|noted| noted.record.pools.contains(&text));
+        match found {
+            Some(noted) => Ok(Some(self.agent.network_record(noted.network.as_str()).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All networks as the store has them now.
+    pub(super) async fn networks(&self) -> Result<Vec<NetworkRecord>, Error> {
+        let all = membership::network::list(&self.agent.store).await;
+        let all = all.map_err(|err| network_error(&err))?;
+        Ok(all.into_iter().map(|found| found.record).collect())
+    }
+}
+
+/// The holder of addresses that some Docker asked for and that have no endpoint yet.
+pub(super) fn early_holder(holder: &AddressRecord) -> Option<EndpointId> {
+    holder.early.then(|| holder.endpoint.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_of_a_pool_says_all_of_it() {
+        for text in [
+            "198.51.100.0/24",
+            "2001:db8::/64",
+            "198.51.100.0/24;range=198.51.100.128/25;network=web",
+            "198.51.100.0/24;vni=42",
+            "10.208.1.0/24;chosen=00ff00ff",
+        ] {
+            let pool: PoolId = text.parse().unwrap();
+            assert_eq!(pool.to_string(), text);
+        }
+        for text in ["", "x", "198.51.100.0/24;", "198.51.100.0/24;what=x", "198.51.100.0/24;vni=x"]
+        {
+            assert!(text.parse::<PoolId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_range_leaves_the_rest_out() {
+        let prefix: IpNet = "198.51.100.0/24".parse().unwrap();
+        let mut record = NetworkRecord::new(
+            NetworkId::random(),
+            NetworkName::new("web").unwrap(),
+            Vni::new(7).unwrap(),
+        );
+        record.subnets = vec![prefix, "2001:db8::/64".parse().unwrap()];
+        let scoped = only(&record, &[prefix], Some("198.51.100.64/26".parse().unwrap()));
+        assert_eq!(scoped.subnets, [prefix]);
+        let shown: Vec<String> = scoped.exclude.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["198.51.100.0-198.51.100.63", "198.51.100.128-198.51.100.255"]);
+        assert!(only(&record, &[prefix], Some(prefix)).exclude.is_empty());
+    }
+}
