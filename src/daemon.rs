@@ -302,6 +302,7 @@ async fn serve(
     ended.spawn(crate::agent::underlay::follow(Arc::clone(&agent), Arc::clone(&session), host));
     ended.spawn(routers::keep(Arc::clone(&agent)));
     ended.spawn(paths::keep(Arc::clone(&agent)));
+    ended.spawn(crate::agent::kernel::run(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {

@@ -205,6 +205,7 @@ fn command_lines_of_the_documents_parse() {
         "docs/operations.md",
         "docs/reference.md",
         "docs/store.md",
+        "docs/swarm.md",
         "docs/troubleshooting.md",
     ] {
         for line in examples(&read(name)) {
@@ -227,6 +228,7 @@ fn links_between_the_documents_lead_somewhere() {
         "docs/operations.md",
         "docs/reference.md",
         "docs/store.md",
+        "docs/swarm.md",
         "docs/troubleshooting.md",
     ] {
         let text = read(name);

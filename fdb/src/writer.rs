@@ -113,8 +113,8 @@ pub struct Writer {
     cluster_dirty: bool,
     domains_dirty: bool,
     ledgers: BTreeMap<NetworkKey, Ledger>,
-    /// Who claims an address; first by own before accepted, then by key.
-    addresses: BTreeMap<IpAddr, BTreeSet<(bool, VtepKey)>>,
+    /// Who claims an address, the best claim first.
+    addresses: BTreeMap<IpAddr, BTreeSet<(Rank, VtepKey)>>,
     vnis: BTreeMap<PortVni, BTreeSet<NetworkKey>>,
     retired: VecDeque<Arc<Snapshot>>,
     limits: Limits,
@@ -307,16 +307,16 @@ impl Writer {
     fn claim_addresses(
         &mut self,
         key: VtepKey,
-        before: &BTreeMap<IpAddr, bool>,
-        after: &BTreeMap<IpAddr, bool>,
+        before: &BTreeMap<IpAddr, Rank>,
+        after: &BTreeMap<IpAddr, Rank>,
     ) {
-        for (address, accepted) in before {
+        for (address, rank) in before {
             if let Some(rivals) = self.addresses.get_mut(address) {
-                rivals.remove(&(*accepted, key));
+                rivals.remove(&(*rank, key));
             }
         }
-        for (address, accepted) in after {
-            self.addresses.entry(*address).or_default().insert((*accepted, key));
+        for (address, rank) in after {
+            self.addresses.entry(*address).or_default().insert((*rank, key));
         }
         for address in before.keys().chain(after.keys()) {
             let first = self.addresses.get(address).and_then(|rivals| rivals.first().copied());
@@ -336,10 +336,16 @@ impl Writer {
     }
 }
 
-/// The addresses of a VTEP, and whether it only accepts each.
-fn addresses(vtep: &Vtep) -> BTreeMap<IpAddr, bool> {
-    let accepted = vtep.accept.iter().map(|address| (address.to_canonical(), true));
-    accepted.chain([(vtep.address.to_canonical(), false)]).collect()
+/// How good a claim on an address is, the least first: whether the VTEP only accepts it, and whether
+/// it is a static one. A host may have a kernel device with a VTEP of its own beside the switch's:
+/// every network admits the host, the static one only those that list it.
+type Rank = (bool, bool);
+
+/// The addresses of a VTEP, with the rank of its claim on each.
+fn addresses(vtep: &Vtep) -> BTreeMap<IpAddr, Rank> {
+    let is_static = vtep.host.is_none();
+    let accepted = vtep.accept.iter().map(|address| (address.to_canonical(), (true, is_static)));
+    accepted.chain([(vtep.address.to_canonical(), (false, is_static))]).collect()
 }
 
 /// By what a network's datagrams are known; those of a routed one carry no VNI.

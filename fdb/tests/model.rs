@@ -240,12 +240,15 @@ impl Model {
                 },
             );
         }
-        for (key, vtep) in &self.vteps {
-            view.by_address.entry(vtep.address.to_canonical()).or_insert(*key);
+        // A static VTEP has what no host claims as well as it does.
+        let mut ranked: Vec<_> = self.vteps.iter().collect();
+        ranked.sort_by_key(|(key, vtep)| (vtep.host.is_none(), **key));
+        for (key, vtep) in &ranked {
+            view.by_address.entry(vtep.address.to_canonical()).or_insert(**key);
         }
-        for (key, vtep) in &self.vteps {
+        for (key, vtep) in &ranked {
             for address in &vtep.accept {
-                view.by_address.entry(address.to_canonical()).or_insert(*key);
+                view.by_address.entry(address.to_canonical()).or_insert(**key);
             }
         }
         view

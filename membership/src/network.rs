@@ -2,6 +2,7 @@
 
 mod check;
 mod domain;
+mod import;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ pub use check::check;
 use check::check_vtep;
 pub(crate) use domain::enter;
 pub use domain::{FIRST_UDP_PORT, UDP_PORT_V4, UDP_PORT_V6, overlap, udp_ports};
+pub use import::{IMPORTED_MAX, Imported, import, is_imported};
 
 /// The first VNI that is given out by itself; lower ones are for those who ask.
 pub const FIRST_VNI: u32 = 4096;
@@ -180,6 +182,17 @@ pub enum Error {
     /// The number is no VNI for a network.
     #[error("VNI {0} cannot be used: write a number from 1 to {max}", max = Vni::MAX)]
     VniZero(Vni),
+    /// More than one record can hold.
+    #[error(
+        "network {name} would have {count} imported entries, and the most is {IMPORTED_MAX}: import \
+         fewer devices into it"
+    )]
+    TooManyImported {
+        /// The network's name.
+        name: NetworkName,
+        /// How many.
+        count: usize,
+    },
     /// A host of this store advertises the address.
     #[error("VTEP {address} is advertised by host {host}: hosts need no static VTEP")]
     VtepIsHost {

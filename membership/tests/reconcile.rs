@@ -9,8 +9,8 @@ use fdb::{Delta, Millis, Origin, OriginKind, Place, Revision, Snapshot, VtepKey,
 use membership::key::{EndpointId, HostId, HostName, Key, NetworkId, NetworkName};
 use membership::reconcile::{Claim, Defaults, Reconciler};
 use membership::record::{
-    Compat, EndpointRecord, Extra, HostRecord, NetworkRecord, Record, StaticMac, StaticVtep,
-    VERSION, VtepRecord,
+    Compat, EndpointRecord, Extra, HostRecord, ImportedMac, NetworkRecord, Record, StaticMac,
+    StaticVtep, VERSION, VtepRecord,
 };
 use membership::view::View;
 use membership::watch::Event;
@@ -476,6 +476,71 @@ fn swarm_networks_have_no_broadcast_and_no_df() {
     assert!(!params.df && !params.flood_broadcast);
 }
 
+/// What Docker's overlay knows is all there is: nothing is learned or flooded, also where static
+/// VTEPs are, and its containers have one MTU whatever the underlay takes.
+#[test]
+fn swarm_networks_learn_nothing_and_have_the_overlays_mtu() {
+    let mut agent = Agent::with(Defaults {
+        vteps: vec![VtepRecord { mtu: 9000, ..VtepRecord::new(ip("198.51.100.1"), 4789) }],
+        ..Defaults::default()
+    });
+    let mut record = network_record("n1", 4096);
+    record.options.compat = Some(Compat::Swarm);
+    let mut vtep = StaticVtep::new(ip("203.0.113.9"));
+    let (own, other) = (host("h2"), host("h3"));
+    let by = vec![own, other];
+    vtep.imported = vec![ImportedMac { mac: mac(9), ips: vec![ip("192.0.2.9")], by }];
+    record.static_vteps = vec![vtep];
+    agent.put_network(record.clone());
+    agent.put_endpoint(endpoint_record("n1", "mine", "own", mac(1), &[]));
+    let key = agent.reconciler.network_key(&network_id("n1")).unwrap();
+    let params = |agent: &Agent| agent.tables().network(key).unwrap().params().clone();
+    let found = params(&agent);
+    assert!(!found.learning && !found.flood_unknown && !found.flood_arp);
+    assert_eq!(found.mtu, 1450);
+    let tables = agent.tables();
+    let network = tables.network(key).unwrap();
+    assert_eq!(network.mac(mac(9)).unwrap().origin, Origin::Static, "imported, and known");
+    assert_eq!(network.neighbor(ip("192.0.2.9")).unwrap().mac, mac(9));
+    record.mtu = Some(1400);
+    agent.put_network(record.clone());
+    assert_eq!(params(&agent).mtu, 1400);
+    record.options.learning = Some(true);
+    agent.put_network(record);
+    assert!(params(&agent).learning, "who asks for it has it");
+}
+
+/// A network with a UDP port of its own reaches every host at that port, whatever the host's is.
+#[test]
+fn a_port_of_its_own_holds_on_every_host() {
+    let mut agent = three();
+    let mut record = network_record("n2", 4097);
+    record.udp_port = Some(4790);
+    // On the address of a host: what Docker's own overlay has there.
+    record.static_vteps = vec![StaticVtep::new(ip("198.51.100.2"))];
+    agent.put_network(record);
+    agent.put_endpoint(endpoint_record("n2", "mine", "own", mac(21), &[]));
+    agent.put_endpoint(endpoint_record("n2", "theirs", "h2", mac(22), &["192.0.2.22"]));
+    let port = |agent: &Agent, network: &str, last: u8| {
+        let key = agent.reconciler.network_key(&network_id(network)).unwrap();
+        let tables = agent.tables();
+        match tables.network(key).unwrap().mac(mac(last)).unwrap().place {
+            Place::Vtep(key) => tables.vtep(key).map(|vtep| (vtep.host.clone(), vtep.port)),
+            Place::Local => None,
+        }
+    };
+    assert_eq!(port(&agent, "n2", 22), Some((Some("h2".into()), 4790)));
+    assert_eq!(port(&agent, "n1", 2), Some((Some("h2".into()), 4789)));
+    assert_eq!(agent.flood("n2"), set(&["h2", "198.51.100.2"]));
+    // Every network admits what comes from the host, so the host has the address.
+    let tables = agent.tables();
+    let seen = tables.vtep_by_address(ip("198.51.100.2")).unwrap();
+    assert_eq!(tables.vtep(seen).unwrap().host.as_deref(), Some("h2"));
+    let before = tables.vteps_len();
+    agent.delete(Key::Network(network_id("n2")));
+    assert_eq!(agent.tables().vteps_len(), before - 3, "two hosts at that port, one static VTEP");
+}
+
 #[test]
 fn the_mtu_is_the_least_of_the_hosts() {
     let mut agent = Agent::with(Defaults {
@@ -605,6 +670,7 @@ impl Agent {
             }
             Step::PutNetwork { network, statics } => {
                 let mut record = network_record(NETWORKS[*network], 100 + *network as u32);
+                record.udp_port = (*network == 1).then_some(4790);
                 for last in statics.iter().collect::<BTreeSet<_>>() {
                     let mut vtep = StaticVtep::new(ip(&format!("203.0.113.{last}")));
                     let ips = vec![ip(&format!("192.0.2.{last}"))];

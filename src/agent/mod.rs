@@ -22,6 +22,7 @@
 //! - *underlay* ([`underlay`]): follows this host's own interfaces;
 //! - *keep* the ways to other hosts ([`paths`]) as good as they can be;
 //! - *keep* gateways and uplinks ([`routers`]) as they shall be, and the host's rules with them;
+//! - *run* ([`kernel`]): exchanges entries with vxlan devices of the kernel;
 //! - *collect* ([`garbage`]): removes from the store what no living owner has.
 //!
 //! Nothing here is on the way of a frame, and no task is needed for forwarding to go on.
@@ -33,6 +34,7 @@ pub mod claims;
 pub mod figures;
 pub mod garbage;
 mod guards;
+pub mod kernel;
 pub mod networks;
 pub mod paths;
 pub mod republish;
@@ -115,6 +117,8 @@ pub struct Agent {
     pub routers: Routers,
     /// The ways to other hosts.
     pub paths: Paths,
+    /// Vxlan devices of the kernel that networks exchange entries with.
+    pub kernel: kernel::Kernel,
     state: StateDir,
     attachments: Mutex<BTreeMap<String, Attachment>>,
     /// Endpoints whose devices this run has set up or taken over.
@@ -191,6 +195,7 @@ impl Agent {
             reserve,
             routers: Routers::default(),
             paths: Paths::default(),
+            kernel: kernel::Kernel::open(parts.state.path()),
             name: parts.name,
             id: parts.id,
             config: parts.config,

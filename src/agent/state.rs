@@ -8,6 +8,7 @@
 //!   STATE_DIR/tables.json              the last known records (membership)
 //!   STATE_DIR/tables.log[.old]         what changed of them since
 //!   STATE_DIR/reserved.json            addresses to attach with while the store is away
+//!   STATE_DIR/kernel.json              the kernel's devices that are followed
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!

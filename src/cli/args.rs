@@ -11,7 +11,7 @@ use super::help;
 use super::store::{JoinArgs, StoreArgs};
 use crate::config::{DEFAULT_SOCKET, Flags};
 use crate::control::check;
-use crate::control::types::{DEFAULT_IFNAME, Gateway, Mode, StaticMac};
+use crate::control::types::{DEFAULT_DEVICE, DEFAULT_IFNAME, Gateway, Mode, StaticMac};
 
 /// Overlay networks for containers on many hosts, switched in user space
 #[derive(Debug, Parser)]
@@ -202,6 +202,10 @@ pub struct CreateArgs {
     /// VNI, 1 to 16777215 [default: a free one]
     #[arg(long, value_name = "N", value_parser = check::vni)]
     pub vni: Option<u32>,
+    /// UDP port of its datagrams on every host, beside those of other networks [default: each host's
+    /// own]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub udp_port: Option<u16>,
     /// MTU inside in bytes [default: the least underlay MTU of its hosts less the overhead]
     #[arg(long, value_name = "BYTES", value_parser = check::mtu)]
     pub mtu: Option<u16>,
@@ -277,10 +281,16 @@ pub enum VtepCommand {
     /// Add a static VTEP, or replace what is known of it
     #[command(long_about = help::VTEP_ADD, after_long_help = help::VTEP_ADD_EXAMPLES)]
     Add(VtepAddArgs),
+    /// Print our endpoints as entries of a kernel vxlan device, or enter them into one
+    #[command(long_about = help::VTEP_EXPORT, after_long_help = help::VTEP_EXPORT_EXAMPLES)]
+    Export(VtepExportArgs),
+    /// Take the entries of a kernel vxlan device as static endpoints, and follow them
+    #[command(long_about = help::VTEP_IMPORT, after_long_help = help::VTEP_IMPORT_EXAMPLES)]
+    Import(VtepImportArgs),
     /// Remove a static VTEP
     #[command(after_long_help = help::VTEP_RM_EXAMPLES)]
     Rm(VtepRemoveArgs),
-    /// List the static VTEPs of a network
+    /// List the static VTEPs of a network, and the kernel devices of this host
     #[command(visible_alias = "list", after_long_help = help::VTEP_LS_EXAMPLES)]
     Ls(NetworkArgs),
 }
@@ -300,6 +310,75 @@ pub struct VtepAddArgs {
     /// MAC that is behind it, with the addresses it has; several times for several
     #[arg(long = "mac", value_name = "MAC[=IP,IP...]", value_parser = known_mac)]
     pub macs: Vec<StaticMac>,
+    /// How it is printed.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// A vxlan device of this host.
+#[derive(Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// Namespace of the device: a name of `ip netns`, a path, whose last part may have one `*`, or
+    /// the id of a process in it
+    #[arg(long, value_name = "NAME|PATH|PID", value_parser = netns)]
+    pub netns: Option<String>,
+    /// The vxlan device in it
+    #[arg(long, value_name = "IFNAME", default_value = DEFAULT_DEVICE, value_parser = check::ifname)]
+    pub dev: String,
+}
+
+/// How entries are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// Lines of bridge(8) and ip-neighbour(8)
+    BridgeFdb,
+}
+
+/// `skybridge network vtep export`.
+#[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("deed").args(["apply", "watch", "stop"]))]
+pub struct VtepExportArgs {
+    /// Name or id of the network
+    #[arg(value_name = "NAME", value_parser = check::reference)]
+    pub network: String,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// How the entries are printed
+    #[arg(long, value_enum, default_value = "bridge-fdb")]
+    pub format: ExportFormat,
+    /// Enter them now, and remove those of ours that are no longer true; once
+    #[arg(long, requires = "netns")]
+    pub apply: bool,
+    /// Enter them and keep them true from now on, also when the agent or the device starts anew
+    #[arg(long, requires = "netns")]
+    pub watch: bool,
+    /// End --watch, and remove what was entered
+    #[arg(long)]
+    pub stop: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// `skybridge network vtep import`.
+#[derive(Args, Clone, Debug)]
+pub struct VtepImportArgs {
+    /// Name or id of the network
+    #[arg(value_name = "NAME", value_parser = check::reference)]
+    pub network: String,
+    /// Which device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Underlay address of the device's own VTEP, for what is on its side [default: this host's]
+    #[arg(long, value_name = "IP", value_parser = check::ip)]
+    pub vtep: Option<IpAddr>,
+    /// Follow it no longer, and take what it said out of the network
+    #[arg(long)]
+    pub stop: bool,
+    /// Take out what this host imported, which is gone for good
+    #[arg(long, value_name = "NAME", requires = "stop", conflicts_with = "netns", value_parser = check::name)]
+    pub host: Option<String>,
     /// How it is printed.
     #[command(flatten)]
     pub listing: Listing,

@@ -208,7 +208,8 @@ host can attach to the network.
 
 Options (--option KEY=VALUE), each with its default:
   broadcast=true       broadcast and multicast cross hosts; false with compat=swarm
-  compat=none          swarm: behave like Docker Swarm's overlay (outer DF clear, no broadcast)
+  compat=none          swarm: behave like Docker Swarm's overlay (outer DF clear, no broadcast,
+                       nothing learned, MTU 1450)
   learning=false       learn MACs from received frames; true where the network has static VTEPs
   flood_unknown=false  send frames for unknown MACs to every VTEP; true where the network learns
   nat_outgoing=false   endpoints reach the world, masqueraded; needs a gateway
@@ -229,7 +230,10 @@ Examples:
       skybridge network create green --subnet 203.0.113.0/24 --subnet 2001:db8:53::/64 --vni 5001
           --gateway 203.0.113.1 --gateway 2001:db8:53::1 --nat-outgoing
   Only known MACs may send:
-      skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict";
+      skybridge network create red --subnet 198.51.100.0/24 --option source_check=strict
+  As Docker Swarm's overlay, which gives out the lower half of the addresses:
+      skybridge network create swarm --subnet 198.51.100.0/24 --exclude 198.51.100.0/25
+          --vni 4097 --udp-port 4789 --option compat=swarm";
 
 pub(super) const NETWORK_LS_EXAMPLES: &str = "\
 Examples:
@@ -270,7 +274,10 @@ pub(super) const VTEP_EXAMPLES: &str = "\
 Examples:
       skybridge network vtep add blue 192.0.2.9
       skybridge network vtep ls blue
-      skybridge network vtep rm blue 192.0.2.9";
+      skybridge network vtep rm blue 192.0.2.9
+  Docker Swarm's overlay on this host, both ways:
+      skybridge network vtep import blue --netns '/run/docker/netns/*-k3xf9w2m1q'
+      skybridge network vtep export blue --netns '/run/docker/netns/*-k3xf9w2m1q' --watch";
 
 pub(super) const VTEP_ADD: &str = "\
 Add a static VTEP, or replace what is known of it
@@ -284,6 +291,49 @@ Examples:
           --mac 00:00:5e:00:53:09=198.51.100.9,2001:db8:51::9
   The other end, on Linux:
       ip link add vx0 type vxlan id VNI dstport 4789 local 192.0.2.9 remote 192.0.2.1";
+
+pub(super) const VTEP_EXPORT: &str = "\
+Print our endpoints as entries of a kernel vxlan device, or enter them into one
+
+A vxlan device that floods nothing, such as the one of Docker Swarm's overlay, sends only to
+what it has entries of: MAC to VTEP in its forwarding database, address to MAC among its
+neighbors. Without --apply and --watch the entries of all endpoints of the network are printed
+as commands of iproute2.
+
+--apply has the agent enter them; --watch has it keep them true, while endpoints come and go,
+the sandbox is made anew, and the agent starts again. Entries of others are left alone: ours are
+permanent and marked, forwarding entries with extern_learn, neighbors with protocol 91. The
+device must have the network's VNI and UDP port.";
+
+pub(super) const VTEP_EXPORT_EXAMPLES: &str = "\
+Examples:
+      skybridge network vtep export blue
+      skybridge network vtep export blue --netns vx-host --dev vx0 --apply
+  Docker's sandboxes have a number in front that changes; the * stands for it:
+      skybridge network vtep export blue --netns '/run/docker/netns/*-k3xf9w2m1q' --watch
+      skybridge network vtep export blue --stop";
+
+pub(super) const VTEP_IMPORT: &str = "\
+Take the entries of a kernel vxlan device as static endpoints, and follow them
+
+Reads the permanent forwarding and neighbor entries of the device: who is behind which VTEP.
+Where the device is a port of a bridge, as in Docker's sandboxes, the containers on its own side
+are found too, by the namespaces in the folder of --netns, and told with --vtep as where they
+are. All of it goes to the network's record, so that every host knows it, and follows the device
+until --stop, also when the agent starts again. A device that is gone is waited for; what it
+knew of others is kept.
+
+Import on every host that has such a device. What several of them say stays until the last one
+no longer does; where they differ, the newer word counts. An address that an endpoint of ours
+has is left out.";
+
+pub(super) const VTEP_IMPORT_EXAMPLES: &str = "\
+Examples:
+      skybridge network vtep import blue --netns '/run/docker/netns/*-k3xf9w2m1q'
+      skybridge network vtep import blue --netns vx-host --dev vx0 --vtep 192.0.2.9
+      skybridge network vtep import blue --stop
+  A host that imported is gone for good:
+      skybridge network vtep import blue --stop --host h4";
 
 pub(super) const VTEP_RM_EXAMPLES: &str = "\
 Example:

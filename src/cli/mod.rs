@@ -4,6 +4,7 @@
 mod args;
 mod enter;
 mod help;
+mod kernel;
 pub mod render;
 mod store;
 mod table;
@@ -377,6 +378,7 @@ async fn network(command: NetworkCommand) -> Result<ExitCode, Failure> {
                 subnets: args.subnets,
                 mode: args.mode,
                 vni: args.vni,
+                udp_port: args.udp_port,
                 mtu: args.mtu,
                 gateway: gateway(args.gateway)?,
                 exclude: args.exclude,
@@ -430,10 +432,23 @@ async fn vtep(command: VtepCommand) -> Result<ExitCode, Failure> {
             client(&args.connection).remove_vtep(&args.network, args.address).await?;
             print(&format!("removed VTEP {} from network {}\n", args.address, args.network))
         }
+        VtepCommand::Export(args) => kernel::export(args).await,
+        VtepCommand::Import(args) => kernel::import(args).await,
         VtepCommand::Ls(args) => {
-            let mut answer = client(&args.listing.connection).vteps(&args.network).await?;
+            let client = client(&args.listing.connection);
+            let mut answer = client.vteps(&args.network).await?;
             answer.sort_rows();
-            show(&args.listing, &answer, |rows, style| render::vteps(rows, style))
+            let links = match args.listing.json {
+                true => Vec::new(),
+                false => client.kernel_links(&args.network).await?,
+            };
+            show(&args.listing, &answer, |rows, style| {
+                let devices = match links.is_empty() {
+                    true => String::new(),
+                    false => format!("\n{}", render::kernel_links(&links, style)),
+                };
+                render::vteps(rows, style) + &devices
+            })
         }
     }
 }

@@ -4,8 +4,9 @@ use std::future::Future;
 
 use super::types::{
     Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint, Error,
-    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
-    RouteEntry, StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    ExportedEntry, FdbEntry, Garbage, Host, KernelLink, LinkKernel, MakeToken, Namespace,
+    NeighborEntry, Network, NetworkDetail, RouteEntry, StaticVtep, Stats, Status, StoreAccess,
+    Token, UpdateNetwork, VtepAdd,
 };
 
 /// What every operation gives.
@@ -52,6 +53,17 @@ pub trait Api: Send + Sync + 'static {
         network: String,
         address: std::net::IpAddr,
     ) -> impl Future<Output = Answer<()>> + Send;
+    /// The endpoints of a network as a vxlan device of the kernel is told of them.
+    fn exported(&self, network: String) -> impl Future<Output = Answer<Vec<ExportedEntry>>> + Send;
+    /// The vxlan devices of this host that a network exchanges entries with.
+    fn kernel_links(&self, network: String)
+    -> impl Future<Output = Answer<Vec<KernelLink>>> + Send;
+    /// Begins or ends to exchange entries with a vxlan device of this host.
+    fn link_kernel(
+        &self,
+        network: String,
+        request: LinkKernel,
+    ) -> impl Future<Output = Answer<Vec<KernelLink>>> + Send;
     /// Where a network's private namespace is on this host.
     fn namespace(&self, network: String) -> impl Future<Output = Answer<Namespace>> + Send;
     /// Attaches a sandbox; returns when its interface is up and its record is in the store.

@@ -14,8 +14,8 @@ use encap::{MacAddr, Vni};
 use ipnet::IpNet;
 
 use super::types::{
-    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, MakeToken, UpdateNetwork,
-    VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, Gateway, KernelAction, LinkKernel,
+    MakeToken, UpdateNetwork, VtepAdd,
 };
 
 /// Longest name of a network, endpoint or host, in bytes.
@@ -426,6 +426,10 @@ impl Check for CreateNetwork {
         if let Some(vni) = self.vni {
             part("VNI", check_vni(vni))?;
         }
+        if self.udp_port == Some(0) {
+            return Err(Error::bad_request("there is no UDP port 0")
+                .next_step("give one from 1 to 65535, or none for that of each host"));
+        }
         if let Some(mtu) = self.mtu {
             let ipv6 = self.subnets.iter().any(|net| net.addr().is_ipv6());
             part("MTU", check_mtu(mtu, ipv6))?;
@@ -499,6 +503,20 @@ impl Check for VtepAdd {
             known.ips.iter().try_for_each(|ip| part("address", check_ip(*ip)))?;
         }
         Ok(())
+    }
+}
+
+impl Check for LinkKernel {
+    fn check(&self) -> Result<(), Error> {
+        part("device", ifname(&self.dev).map(drop))?;
+        self.vtep.map_or(Ok(()), |vtep| part("VTEP address", check_ip(vtep)))?;
+        self.host.iter().try_for_each(|host| part("host", name(host).map(drop)))?;
+        match &self.netns {
+            Some(netns) => check_netns(netns),
+            None if self.action == KernelAction::Stop => Ok(()),
+            None => Err(Error::bad_request("no namespace is given")
+                .next_step("give that of the device with --netns")),
+        }
     }
 }
 

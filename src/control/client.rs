@@ -17,8 +17,9 @@ use tokio::net::UnixStream;
 
 use super::types::{
     self, Attach, Attachment, CollectGarbage, CreateNetwork, Detach, Detached, Drops, Endpoint,
-    FdbEntry, Garbage, Host, MakeToken, Namespace, NeighborEntry, Network, NetworkDetail,
-    RouteEntry, StaticVtep, Stats, Status, StoreAccess, Token, UpdateNetwork, VtepAdd,
+    ExportedEntry, FdbEntry, Garbage, Host, KernelLink, LinkKernel, MakeToken, Namespace,
+    NeighborEntry, Network, NetworkDetail, RouteEntry, StaticVtep, Stats, Status, StoreAccess,
+    Token, UpdateNetwork, VtepAdd,
 };
 
 /// How long an answer is waited for: longer than the agent itself waits for the store.
@@ -297,6 +298,34 @@ impl Client {
     /// See [`Error`].
     pub async fn remove_vtep(&self, network: &str, address: IpAddr) -> Result<(), Error> {
         self.remove(&path(network, &format!("/vteps/{address}"))).await
+    }
+
+    /// The endpoints of a network as a vxlan device of the kernel is told of them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn exported(&self, network: &str) -> Result<Vec<ExportedEntry>, Error> {
+        self.read(&path(network, "/vteps/exported")).await
+    }
+
+    /// The vxlan devices of the agent's host that a network exchanges entries with.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn kernel_links(&self, network: &str) -> Result<Vec<KernelLink>, Error> {
+        self.read(&path(network, "/vteps/kernel")).await
+    }
+
+    /// Begins or ends to exchange entries with a vxlan device of the agent's host.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn link_kernel(
+        &self,
+        network: &str,
+        request: &LinkKernel,
+    ) -> Result<Vec<KernelLink>, Error> {
+        self.send(Method::POST, &path(network, "/vteps/kernel"), request).await
     }
 
     /// Where a network's private namespace is.

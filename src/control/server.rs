@@ -40,8 +40,8 @@ use tokio::net::UnixListener;
 use super::api::{Answer, Api};
 use super::check::{self, Check};
 use super::types::{
-    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, MakeToken, UpdateNetwork,
-    VtepAdd,
+    Attach, CollectGarbage, CreateNetwork, Detach, Error, ErrorCode, LinkKernel, MakeToken,
+    UpdateNetwork, VtepAdd,
 };
 
 /// Largest request body in bytes.
@@ -288,6 +288,8 @@ pub fn router<A: Api>(api: Arc<A>) -> Router {
         )
         .route("/v1/networks/{network}/vteps", get(vteps::<A>).post(add_vtep::<A>))
         .route("/v1/networks/{network}/vteps/{address}", delete(remove_vtep::<A>))
+        .route("/v1/networks/{network}/vteps/exported", get(exported::<A>))
+        .route("/v1/networks/{network}/vteps/kernel", get(kernel_links::<A>).post(link_kernel::<A>))
         .route("/v1/networks/{network}/namespace", get(namespace::<A>))
         .route("/v1/attach", post(attach::<A>))
         .route("/v1/detach", post(detach::<A>))
@@ -379,6 +381,22 @@ async fn remove_vtep<A: Api>(
     NamedVtep(name, address): NamedVtep,
 ) -> impl IntoResponse {
     run(async move { api.remove_vtep(name, address).await }).await
+}
+
+async fn exported<A: Api>(State(api): State<Arc<A>>, Named(name): Named) -> impl IntoResponse {
+    run(async move { api.exported(name).await }).await
+}
+
+async fn kernel_links<A: Api>(State(api): State<Arc<A>>, Named(name): Named) -> impl IntoResponse {
+    run(async move { api.kernel_links(name).await }).await
+}
+
+async fn link_kernel<A: Api>(
+    State(api): State<Arc<A>>,
+    Named(name): Named,
+    Body(request): Body<LinkKernel>,
+) -> impl IntoResponse {
+    run(async move { api.link_kernel(name, request).await }).await
 }
 
 async fn namespace<A: Api>(State(api): State<Arc<A>>, Named(name): Named) -> impl IntoResponse {

@@ -292,7 +292,9 @@ impl Inbound {
             return Err(DropReason::InGateway);
         }
         match tables.mac(source).copied() {
-            None if params.learning => self.learn(turn, network, source, vtep),
+            None if params.learning => {
+                self.learn(turn, network, source, teacher(turn.snapshot, tables, vtep));
+            }
             None if params.source_check == SourceCheck::Strict => {
                 return Err(DropReason::InSourcePending);
             }
@@ -300,8 +302,9 @@ impl Inbound {
             Some(MacEntry { place: Place::Local, .. }) => return Err(DropReason::InSourceOwn),
             Some(MacEntry { place: Place::Vtep(owner), origin: Origin::Learned { at } }) => {
                 // Confirmed now and then, not per frame; a move is told at once.
-                if owner != vtep || Millis(turn.now_ms).since(at) >= self.confirm {
-                    self.learn(turn, network, source, vtep);
+                let teacher = teacher(turn.snapshot, tables, vtep);
+                if owner != teacher || Millis(turn.now_ms).since(at) >= self.confirm {
+                    self.learn(turn, network, source, teacher);
                 }
             }
             Some(MacEntry { place: Place::Vtep(owner), .. }) => {
@@ -334,10 +337,19 @@ impl Inbound {
     }
 }
 
-/// A host with an IPv4 and an IPv6 VTEP may send from either.
+/// A host with an IPv4 and an IPv6 VTEP may send from either, and one address may have several VTEPs
+/// on different ports.
 pub(super) fn same_host(snapshot: &Snapshot, one: VtepKey, other: VtepKey) -> bool {
-    let host = |key| snapshot.vtep(key).and_then(|vtep| vtep.host.as_deref());
-    host(one).is_some_and(|name| host(other) == Some(name))
+    let (Some(one), Some(other)) = (snapshot.vtep(one), snapshot.vtep(other)) else { return false };
+    one.address == other.address || one.host.is_some() && one.host == other.host
+}
+
+/// The VTEP that a MAC is learned behind: where a host's address has a static VTEP of this network
+/// too, only that one can have said something unknown, as a host's endpoints are in the store.
+fn teacher(snapshot: &Snapshot, tables: &NetworkTables, vtep: VtepKey) -> VtepKey {
+    let Some(seen) = snapshot.vtep(vtep).filter(|seen| seen.host.is_some()) else { return vtep };
+    let same = |key: &&VtepKey| snapshot.vtep(**key).is_some_and(|it| it.address == seen.address);
+    tables.static_vteps().iter().find(same).copied().unwrap_or(vtep)
 }
 
 /// Writes what the coalescer finishes to the port that its tag names.

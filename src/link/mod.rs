@@ -63,6 +63,7 @@ mod sysctl;
 pub mod underlay;
 pub mod uplink;
 pub mod view;
+pub mod vxlan;
 
 pub use error::{Addresses, Error};
 pub use names::Owner;

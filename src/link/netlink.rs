@@ -19,6 +19,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
@@ -205,6 +206,22 @@ impl Netlink {
         }
     }
 
+    /// The link of that name as the kernel tells of it, with what only its kind has.
+    pub(super) async fn link_message(&self, name: &str) -> Result<Option<LinkMessage>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.into()));
+        let doing = || format!("look up {name} in {}", self.namespace.label());
+        let found = self.exchange(RouteNetlinkMessage::GetLink(message), 0, &doing).await;
+        match found {
+            Ok((answers, _)) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(message),
+                _ => None,
+            })),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Creates a link from attributes.
     pub(super) async fn create(
         &self,
@@ -342,9 +359,66 @@ impl Netlink {
         message.header.kind = RouteType::Unicast;
         message.attributes.push(NeighbourAttribute::Destination(address));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-        let doing = || format!("add neighbor {ip} of {} in {}", link.name, self.namespace.label());
+        self.neighbour_replace(message, &format!("neighbor {ip} of {}", link.name)).await
+    }
+
+    /// All neighbors of one family; of `Bridge`, the forwarding entries of bridges and vxlan devices.
+    pub(super) async fn neighbours(
+        &self,
+        family: AddressFamily,
+    ) -> Result<Vec<NeighbourMessage>, Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family;
+        let answers = self.dump(RouteNetlinkMessage::GetNeighbour(message), "neighbors").await?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(message) => Some(message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Enters a neighbor or forwarding entry in the place of what is there.
+    pub(super) async fn neighbour_replace(
+        &self,
+        message: NeighbourMessage,
+        text: &str,
+    ) -> Result<(), Error> {
+        let doing = || format!("enter {text} in {}", self.namespace.label());
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         self.change(RouteNetlinkMessage::NewNeighbour(message), flags, &doing).await
+    }
+
+    /// Removes a neighbor or forwarding entry; one that is gone already is no error.
+    pub(super) async fn neighbour_delete(
+        &self,
+        message: NeighbourMessage,
+        text: &str,
+    ) -> Result<(), Error> {
+        let doing = || format!("remove {text} in {}", self.namespace.label());
+        match self.change(RouteNetlinkMessage::DelNeighbour(message), 0, &doing).await {
+            Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The number that `other` has in this namespace; `None` when it has none, and no link leads there.
+    pub(super) async fn number_of(&self, other: &NetNs) -> Result<Option<i32>, Error> {
+        let mut message = NsidMessage::default();
+        let descriptor = u32::try_from(other.number()).unwrap_or(u32::MAX);
+        message.attributes.push(NsidAttribute::Fd(descriptor));
+        let doing = || format!("look up {} in {}", other.label(), self.namespace.label());
+        let (answers, _) = self.exchange(RouteNetlinkMessage::GetNsId(message), 0, &doing).await?;
+        Ok(answers.iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewNsId(message) => {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(number) => Some(*number).filter(|number| *number >= 0),
+                    _ => None,
+                })
+            }
+            _ => None,
+        }))
     }
 
     // ===== addresses and routes =====

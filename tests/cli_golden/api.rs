@@ -100,6 +100,10 @@ fn every_operation_goes_there_and_back() {
         let added = client.add_vtep("blue", &samples::vtep_add()).await.unwrap();
         assert_eq!(added, samples::vteps()[1]);
         client.remove_vtep("blue", [192, 0, 2, 9].into()).await.unwrap();
+        assert_eq!(client.exported("blue").await.unwrap(), samples::exported());
+        assert_eq!(client.kernel_links("blue").await.unwrap(), samples::kernel_links());
+        let linked = client.link_kernel("blue", &samples::link_kernel()).await.unwrap();
+        assert_eq!(linked, samples::kernel_links());
         assert_eq!(client.namespace("blue").await.unwrap(), samples::namespace());
         assert_eq!(client.attach(&samples::attach()).await.unwrap(), samples::attachment());
         assert_eq!(client.detach(&samples::detach()).await.unwrap(), samples::detached());

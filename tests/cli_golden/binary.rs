@@ -62,8 +62,8 @@ fn commands_print_what_the_agent_says() {
                 .collect();
             assert_eq!(hosts, ["h1", "h1", "h2"], "sorted");
             let create = "network create blue --subnet 198.51.100.0/24 --subnet 2001:db8:51::/64 \
-                          --vni 4097 --mtu 1400 --gateway 198.51.100.1 --gateway 2001:db8:51::1 \
-                          --option source_check=mac --label team=web";
+                          --vni 4097 --udp-port 8472 --mtu 1400 --gateway 198.51.100.1 \
+                          --gateway 2001:db8:51::1 --option source_check=mac --label team=web";
             let words = |text: &'static str| text.split_whitespace().collect::<Vec<_>>();
             assert!(with(&words(create)).contains("VNI 4097"));
             let update = "network update blue --mtu 1400 \
@@ -72,6 +72,13 @@ fn commands_print_what_the_agent_says() {
             let add = "network vtep add blue 192.0.2.9 --port 8472 \
                        --mac 00:00:5e:00:53:09=198.51.100.9";
             assert!(with(&words(add)).contains("8472"));
+            let import = "network vtep import blue --vtep 192.0.2.1 \
+                          --netns /run/docker/netns/*-k3xf9w2m1q";
+            assert_eq!(with(&words(import)), golden_text("text/kernel_links.txt"));
+            let listed = with(&words("network vtep ls blue"));
+            assert!(listed.ends_with(&golden_text("text/kernel_links.txt")), "{listed}");
+            let export = with(&words("network vtep export blue --netns /run/netns/a"));
+            assert_eq!(export, golden_text("text/exported.txt"));
             let rm = with(&words("network vtep rm blue 192.0.2.9"));
             assert_eq!(rm, "removed VTEP 192.0.2.9 from network blue\n");
             assert_eq!(with(&["network", "rm", "blue"]), "removed network blue\n");

@@ -81,6 +81,19 @@ impl Api for Fake {
         blue(&network, ())
     }
 
+    async fn exported(&self, network: String) -> Answer<Vec<ExportedEntry>> {
+        blue(&network, samples::exported())
+    }
+
+    async fn kernel_links(&self, network: String) -> Answer<Vec<KernelLink>> {
+        blue(&network, samples::kernel_links())
+    }
+
+    async fn link_kernel(&self, network: String, request: LinkKernel) -> Answer<Vec<KernelLink>> {
+        assert_eq!(request, samples::link_kernel());
+        blue(&network, samples::kernel_links())
+    }
+
     async fn namespace(&self, network: String) -> Answer<Namespace> {
         blue(&network, samples::namespace())
     }

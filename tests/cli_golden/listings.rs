@@ -21,6 +21,8 @@ fn listings_look_as_they_did() {
         ("network", render::network(&samples::network(), PLAIN)),
         ("network_failed", render::network(&samples::failed_network(), PLAIN)),
         ("vteps", render::vteps(&samples::vteps(), PLAIN)),
+        ("exported", render::exported(&samples::exported(), Some("/run/netns/a"), "vxlan0")),
+        ("kernel_links", render::kernel_links(&samples::kernel_links(), PLAIN)),
         ("attachment", render::attachment(&samples::attachment(), PLAIN)),
         ("detached", render::detached(&samples::detached(), PLAIN)),
         ("endpoints", render::endpoints(&samples::endpoints(), PLAIN)),
@@ -100,6 +102,9 @@ fn json_has_the_names_it_had() {
     json("networks", &samples::networks());
     json("network", &samples::network());
     json("vteps", &samples::vteps());
+    json("exported", &samples::exported());
+    json("kernel_links", &samples::kernel_links());
+    json("request_link_kernel", &samples::link_kernel());
     json("namespace", &samples::namespace());
     json("attachment", &samples::attachment());
     json("detached", &samples::detached());

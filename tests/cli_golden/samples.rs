@@ -150,6 +150,11 @@ pub(crate) fn vteps() -> Vec<StaticVtep> {
             address: ip("2001:db8::9"),
             port: 4789,
             macs: vec![],
+            imported: vec![ImportedMac {
+                mac: mac(11),
+                ips: vec![ip("198.51.100.11")],
+                by: vec!["h1".to_owned(), "h2".to_owned()],
+            }],
             learned: 4,
             revision: Some(815),
         },
@@ -161,10 +166,56 @@ pub(crate) fn vteps() -> Vec<StaticVtep> {
                 StaticMac { mac: mac(9), ips: vec![ip("198.51.100.9"), ip("2001:db8:51::9")] },
                 StaticMac { mac: mac(10), ips: vec![] },
             ],
+            imported: vec![],
             learned: 0,
             revision: Some(814),
         },
     ]
+}
+
+pub(crate) fn exported() -> Vec<ExportedEntry> {
+    vec![ExportedEntry {
+        endpoint: "3f9c2a71b0d84e55".to_owned(),
+        host: "h3".to_owned(),
+        mac: mac(2),
+        ips: vec![ip("198.51.100.2"), ip("2001:db8:51::2")],
+        vtep: ip("192.0.2.3"),
+        port: 4789,
+    }]
+}
+
+pub(crate) fn kernel_links() -> Vec<KernelLink> {
+    let link = KernelLink {
+        network: "blue".to_owned(),
+        direction: KernelDirection::Export,
+        netns: "/run/docker/netns/*-k3xf9w2m1q".to_owned(),
+        dev: "vxlan0".to_owned(),
+        state: KernelState::Following,
+        since_ms: 61_000,
+        entries: 1,
+        conflicts: vec!["198.51.100.2 is there already, with 00:00:5e:00:53:0c".to_owned()],
+        reason: None,
+    };
+    let import = KernelLink {
+        direction: KernelDirection::Import,
+        state: KernelState::Waiting,
+        entries: 2,
+        conflicts: Vec::new(),
+        reason: Some("no namespace matches /run/docker/netns/*-k3xf9w2m1q".to_owned()),
+        ..link.clone()
+    };
+    vec![link, import]
+}
+
+pub(crate) fn link_kernel() -> LinkKernel {
+    LinkKernel {
+        direction: KernelDirection::Import,
+        action: KernelAction::Follow,
+        netns: Some("/run/docker/netns/*-k3xf9w2m1q".to_owned()),
+        dev: DEFAULT_DEVICE.to_owned(),
+        vtep: Some(ip("192.0.2.1")),
+        host: None,
+    }
 }
 
 pub(crate) fn namespace() -> Namespace {
@@ -577,6 +628,7 @@ pub(crate) fn create_network() -> CreateNetwork {
         subnets: vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:51::/64".parse().unwrap()],
         mode: Mode::Vxlan,
         vni: Some(4097),
+        udp_port: Some(8472),
         mtu: Some(1400),
         gateway: Gateway::Addresses(vec![ip("198.51.100.1"), ip("2001:db8:51::1")]),
         nat_outgoing: false,

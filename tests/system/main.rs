@@ -37,6 +37,7 @@ mod session;
 mod soak;
 mod store_faults;
 mod support;
+mod swarm;
 mod traffic;
 mod tunnels;
 mod wire;
@@ -76,5 +77,6 @@ fn main() {
     reload::register(&mut suite);
     scale::register(&mut suite);
     docker::register(&mut suite);
+    swarm::register(&mut suite);
     suite.run();
 }

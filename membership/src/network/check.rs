@@ -167,8 +167,8 @@ pub(super) fn check_vtep(vtep: &StaticVtep) -> Result<(), Error> {
     if vtep.port == Some(0) {
         return bad("its port is 0".to_owned());
     }
-    match vtep.macs.iter().find(|known| !known.mac.is_unicast()) {
-        Some(known) => bad(format!("{} is no address of an interface", known.mac)),
+    match vtep.known().find(|(mac, _)| !mac.is_unicast()) {
+        Some((mac, _)) => bad(format!("{mac} is no address of an interface")),
         None => Ok(()),
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! * **VTEPs.** Every VTEP of every other host has a dense slot that stays while the host is known,
 //!   also when its address changes (then the slot is put again). A host's entries point to the
-//!   first of its VTEPs whose family we have ourselves. Static VTEPs have one slot per address.
+//!   first of its VTEPs whose family we have ourselves; those of a network with a UDP port of its own
+//!   to one more slot with the same address and that port. Static VTEPs have one slot per address.
 //! * **Networks** have tables while an endpoint of this host is in them, or while the caller asked
 //!   for them ([`Reconciler::activate`]). Building a network's tables and keeping them is the same
 //!   code: wanted entries are computed per MAC and address and compared with those that are there.
@@ -49,6 +50,10 @@ use vteps::{Slot, Vteps};
 
 /// Underlay MTU assumed where no host tells one: Ethernet's.
 pub const UNDERLAY_MTU: u16 = 1500;
+
+/// Inner MTU of Docker Swarm's overlay where nobody asks for another, whatever the underlay takes
+/// (moby daemon/libnetwork/drivers/overlay: 1500 less 50).
+pub const SWARM_MTU: u16 = 1450;
 
 /// What holds for all networks of this host.
 #[derive(Clone, Debug)]
@@ -207,7 +212,7 @@ impl Reconciler {
     /// Valid traffic has come from this VTEP. A suspect host stays in flood lists for another
     /// hold-down from then on.
     pub fn heard(&mut self, vtep: VtepKey, now: Millis) {
-        if let Some(Slot::Host { host, .. }) = self.vteps.slot(vtep) {
+        if let Some(Slot::Host { host, .. } | Slot::Ported { host, .. }) = self.vteps.slot(vtep) {
             let host = host.clone();
             self.suspects.heard(&host, now);
         }
@@ -303,7 +308,7 @@ impl Reconciler {
     #[must_use]
     pub fn host_of(&self, key: VtepKey) -> Option<&HostName> {
         match self.vteps.slot(key)? {
-            Slot::Host { host, .. } => Some(host),
+            Slot::Host { host, .. } | Slot::Ported { host, .. } => Some(host),
             Slot::Static(_) => None,
         }
     }
@@ -355,7 +360,7 @@ impl Reconciler {
     fn params(&self, underlay: &Underlay, record: &NetworkRecord) -> fdb::Network {
         let options = &record.options;
         let swarm = options.compat == Some(Compat::Swarm);
-        let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
+        let learning = options.learns(!record.static_vteps.is_empty());
         let broadcast = options.broadcast.unwrap_or_else(|| !swarm && !record.mode.is_routed());
         fdb::Network {
             vni: record.vni,
@@ -386,7 +391,7 @@ impl Reconciler {
             return;
         }
         let state = view.host(host);
-        let before = self.vteps.standing(host);
+        let before = (self.vteps.standing(host), self.vteps.places(host));
         let was_suspect = self.suspects.contains(host);
         match state {
             None => self.suspects.forget(host),
@@ -396,9 +401,10 @@ impl Reconciler {
         let suspect = self.suspects.contains(host);
         let record = state.and_then(|state| state.record());
         // Entries move away from slots before these are freed, and come to them after they are put.
-        let freed =
-            self.vteps.put_host(host, record.map(AsRef::as_ref), suspect, &self.defaults, out);
-        if before != self.vteps.standing(host) || was_suspect != suspect {
+        let record = record.map(AsRef::as_ref);
+        let freed = self.vteps.put_host(host, record, suspect, &self.defaults, out);
+        let after = (self.vteps.standing(host), self.vteps.places(host));
+        if before != after || was_suspect != suspect {
             self.refresh_host(host, out);
         }
         self.refresh_params(view, out);
@@ -416,6 +422,25 @@ impl Reconciler {
         }
     }
 
+    /// Gives every host a VTEP at each port that a network with tables has for its own, and takes
+    /// those of other ports away.
+    fn refresh_ports(&mut self, view: &View, out: &mut Vec<Delta>) {
+        let ports = self.tables.values().filter_map(|tables| tables.port).collect();
+        if !self.vteps.set_ports(ports) {
+            return;
+        }
+        let hosts: Vec<HostName> = self.vteps.hosts().collect();
+        for host in hosts {
+            let record = view.host(&host).and_then(|state| state.record());
+            let record = record.map(AsRef::as_ref);
+            let suspect = self.suspects.contains(&host);
+            for key in self.vteps.put_host(&host, record, suspect, &self.defaults, out) {
+                out.push(Delta::RemoveVtep { key });
+                self.vteps.release(key);
+            }
+        }
+    }
+
     /// Builds or removes the tables of a network, as it is active or not.
     fn refresh_activity(&mut self, view: &View, network: &NetworkId, out: &mut Vec<Delta>) {
         let wanted = view.network(network).filter(|_| {
@@ -427,6 +452,7 @@ impl Reconciler {
                 let record = item.record.clone();
                 let key = NetworkKey(self.keys.take(network.clone()));
                 self.tables.insert(network.clone(), Tables::new(key, &record));
+                self.refresh_ports(view, out);
                 self.refresh_network(view, &record, out);
                 self.refresh_blocks(view, network, out);
                 self.refresh_all_claims(view, network, out);
@@ -435,6 +461,7 @@ impl Reconciler {
                 if let Some(tables) = self.tables.remove(network) {
                     out.push(Delta::RemoveNetwork { key: tables.key });
                     self.keys.release(tables.key.0);
+                    self.refresh_ports(view, out);
                     self.put_statics(view, out);
                     self.drop_statics(out);
                 }
@@ -492,7 +519,9 @@ impl Underlay {
             record.mode.encapsulation()
         };
         let inner = encap::mtu::inner(encapsulation, ipv6, mtu);
-        record.mtu.map_or(inner, |wanted| wanted.min(inner))
+        let swarm = record.options.compat == Some(Compat::Swarm);
+        let wanted = record.mtu.or_else(|| swarm.then_some(SWARM_MTU));
+        wanted.map_or(inner, |wanted| wanted.min(inner))
     }
 }
 

@@ -19,6 +19,8 @@ use crate::view::View;
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) key: NetworkKey,
+    /// Its UDP port, where that is not each VTEP's own.
+    pub(super) port: Option<u16>,
     params: Option<fdb::Network>,
     /// What each endpoint claims, as last seen.
     endpoints: HashMap<EndpointId, Claimant>,
@@ -61,6 +63,8 @@ impl Tables {
         let routed = record.mode.is_routed();
         Self {
             key,
+            // Packets in UDP have ports beside those of VTEPs.
+            port: record.udp_port.filter(|_| !routed),
             routes: routed.then(|| Routes::new(record.mode, record.subnets.clone())),
             params: None,
             endpoints: HashMap::new(),
@@ -224,10 +228,10 @@ impl Tables {
         let mut macs = BTreeMap::new();
         let mut neighbors = BTreeMap::new();
         for (vtep, key) in vteps {
-            for known in &vtep.macs {
-                macs.entry(known.mac).or_insert(*key);
-                for ip in &known.ips {
-                    neighbors.entry(*ip).or_insert((known.mac, *key));
+            for (mac, ips) in vtep.known() {
+                macs.entry(mac).or_insert(*key);
+                for ip in ips {
+                    neighbors.entry(*ip).or_insert((mac, *key));
                 }
             }
         }
@@ -345,7 +349,7 @@ impl Reconciler {
             .members
             .keys()
             .filter(|host| **host != self.own && !self.suspects.has_left(host))
-            .filter_map(|host| self.vteps.primary(host));
+            .filter_map(|host| self.vteps.primary_at(host, tables.port));
         tables.members_changed = false;
         let mut flood: Vec<VtepKey> = hosts.chain(tables.statics.iter().copied()).collect();
         flood.sort_unstable();
@@ -420,7 +424,7 @@ impl Reconciler {
             // A host without a VTEP that we can reach has no place; it cannot win.
             let placed = claimants.into_iter().flatten().filter_map(|endpoint| {
                 let claimant = tables.endpoints.get(endpoint)?;
-                let place = place_of(&self.own, &self.vteps, &claimant.host, mode)?;
+                let place = place_of(&self.own, &self.vteps, &claimant.host, mode, tables.port)?;
                 let alive = !self.suspects.contains(&claimant.host);
                 Some(((alive, claimant.revision, endpoint), claimant.mac, place))
             });
@@ -467,11 +471,12 @@ pub(super) fn place_of(
     vteps: &Vteps,
     host: &HostName,
     mode: Mode,
+    port: Option<u16>,
 ) -> Option<Place> {
     if host == own {
         return Some(Place::Local);
     }
     // Hosts that carry no vxlan network do not take part in one.
     let carries = !mode.is_routed() || vteps.carries(host, mode);
-    vteps.primary(host).filter(|_| carries).map(Place::Vtep)
+    vteps.primary_at(host, port).filter(|_| carries).map(Place::Vtep)
 }

@@ -164,7 +164,7 @@ impl Reconciler {
         let Some(routes) = tables.routes.as_mut() else { return };
         let Some(prefix) = Prefix::new(cidr.network(), cidr.prefix_len()) else { return };
         let wanted = routes.blocks.get(&cidr).and_then(|(host, revision)| {
-            let place = place_of(&self.own, &self.vteps, host, routes.mode)?;
+            let place = place_of(&self.own, &self.vteps, host, routes.mode, None)?;
             Some((place, *revision))
         });
         routes.set(key, prefix, wanted, out);

@@ -15,6 +15,8 @@ pub(super) enum Slot {
     /// The `ordinal`-th VTEP of a family of a host. Not by address, so that a host which changes its
     /// address keeps its slot, and what points to it.
     Host { host: HostName, ipv6: bool, ordinal: u32 },
+    /// The address that a host is reached at, at the port of a network that has one of its own.
+    Ported { host: HostName, port: u16 },
     /// A static VTEP.
     Static(IpAddr),
 }
@@ -28,6 +30,8 @@ pub(super) struct Vteps {
     hosts: BTreeMap<HostName, Hosted>,
     /// Hosts that IP-in-IP gets through to.
     ip_in_ip: BTreeSet<HostName>,
+    /// The ports that networks have for their own.
+    ports: BTreeSet<u16>,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +40,7 @@ struct Hosted {
     primary: Option<VtepKey>,
     /// The modes that can be sent to it.
     modes: Vec<Mode>,
+    ported: BTreeMap<u16, VtepKey>,
 }
 
 impl Vteps {
@@ -67,6 +72,33 @@ impl Vteps {
     /// What its entries depend on.
     pub(super) fn standing(&self, host: &HostName) -> Option<(Option<VtepKey>, Vec<Mode>)> {
         self.hosts.get(host).map(|hosted| (hosted.primary, hosted.modes.clone()))
+    }
+
+    /// Where a host is reached in a network with this UDP port; `None` is each host's own.
+    pub(super) fn primary_at(&self, host: &HostName, port: Option<u16>) -> Option<VtepKey> {
+        let hosted = self.hosts.get(host)?;
+        match port {
+            None => hosted.primary,
+            Some(port) => hosted.ported.get(&port).copied(),
+        }
+    }
+
+    /// Everything that a host's entries may point to: at its own port, and at those of networks.
+    pub(super) fn places(&self, host: &HostName) -> (Option<VtepKey>, BTreeMap<u16, VtepKey>) {
+        self.hosts
+            .get(host)
+            .map(|hosted| (hosted.primary, hosted.ported.clone()))
+            .unwrap_or_default()
+    }
+
+    /// The ports that hosts shall be reached at beside their own. False when it was so before;
+    /// otherwise every host is to be put again.
+    pub(super) fn set_ports(&mut self, ports: BTreeSet<u16>) -> bool {
+        if self.ports == ports {
+            return false;
+        }
+        self.ports = ports;
+        true
     }
 
     pub(super) fn hosts(&self) -> impl Iterator<Item = HostName> {
@@ -107,7 +139,7 @@ impl Vteps {
                 suspect,
                 ip_in_ip: self.ip_in_ip.contains(host),
             };
-            self.put(key, wanted, out);
+            self.put(key, wanted.clone(), out);
             hosted.keys.push(key);
             let ours = |own: &VtepRecord| own.advertise.is_ipv6() == ipv6;
             if hosted.primary.is_none()
@@ -116,6 +148,16 @@ impl Vteps {
                 hosted.primary = Some(key);
                 let modes = [Mode::IpIp, Mode::IpUdp, Mode::Vxlan].into_iter();
                 hosted.modes = modes.filter(|mode| vtep.carries(*mode)).collect();
+                for port in self.ports.clone() {
+                    if port == vtep.port {
+                        hosted.ported.insert(port, key);
+                        continue;
+                    }
+                    let key = self.key(Slot::Ported { host: host.clone(), port });
+                    self.put(key, Vtep { port, ..wanted.clone() }, out);
+                    hosted.keys.push(key);
+                    hosted.ported.insert(port, key);
+                }
             }
         }
         let gone = before.keys.into_iter().filter(|key| !hosted.keys.contains(key)).collect();

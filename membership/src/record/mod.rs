@@ -18,8 +18,8 @@ pub use docker::DockerRecord;
 pub use host::{AbsentRecord, HostRecord, VtepClaimRecord, VtepRecord};
 pub use ipam::{AddressRecord, Bitmap, BlockRecord, MacRecord, RestRecord};
 pub use network::{
-    Compat, Encapsulate, EndpointRecord, GuardRecord, Local, Mode, NameRecord, NetworkOptions,
-    NetworkRecord, OptionError, SourceCheck, StaticMac, StaticVtep, VniRecord,
+    Compat, Encapsulate, EndpointRecord, GuardRecord, ImportedMac, Local, Mode, NameRecord,
+    NetworkOptions, NetworkRecord, OptionError, SourceCheck, StaticMac, StaticVtep, VniRecord,
 };
 pub use range::{AddressRange, RangeError};
 

@@ -178,7 +178,7 @@ pub enum Compat {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetworkOptions {
-    /// Whether MACs are learned; default: only where static VTEPs exist.
+    /// Whether MACs are learned; default: only where static VTEPs exist, without `compat=swarm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning: Option<bool>,
     /// Whether unknown unicast is flooded; default: where the network learns.
@@ -244,6 +244,13 @@ impl NetworkOptions {
     ];
     /// What stands beside [`Self::NAMES`] when a network is created: it is a field of the record.
     pub const UDP_PORT: &'static str = "udp_port";
+
+    /// Whether MACs are learned, in a network `with` static VTEPs or without: Docker Swarm's overlay
+    /// knows all there is to know, and floods nothing.
+    #[must_use]
+    pub fn learns(&self, with: bool) -> bool {
+        self.learning.unwrap_or_else(|| with && self.compat != Some(Compat::Swarm))
+    }
 
     /// Takes one option over from `other`, such as the default.
     ///
@@ -476,16 +483,37 @@ pub struct StaticVtep {
     /// What is known to be behind it; the rest is learned.
     #[serde(default)]
     pub macs: Vec<StaticMac>,
+    /// What agents read from kernel devices that know of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub imported: Vec<ImportedMac>,
+    /// Whether it is here only because of what was imported.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_import: bool,
     /// Fields of later versions.
     #[serde(flatten)]
     pub extra: Extra,
 }
 
 impl StaticVtep {
+    /// All that is known behind it, with its addresses; what somebody wrote down comes first.
+    pub fn known(&self) -> impl Iterator<Item = (MacAddr, &[IpAddr])> {
+        let by_hand = self.macs.iter().map(|known| (known.mac, known.ips.as_slice()));
+        by_hand.chain(self.imported.iter().map(|known| (known.mac, known.ips.as_slice())))
+    }
+
     /// A VTEP with nothing known behind it.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
-        Self { address, port: None, mtu: 0, checksum: true, macs: Vec::new(), extra: Extra::new() }
+        Self {
+            address,
+            port: None,
+            mtu: 0,
+            checksum: true,
+            macs: Vec::new(),
+            imported: Vec::new(),
+            by_import: false,
+            extra: Extra::new(),
+        }
     }
 }
 
@@ -497,6 +525,23 @@ pub struct StaticMac {
     /// Its addresses.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
+}
+
+/// A MAC behind a static VTEP, as agents read it from kernel devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedMac {
+    /// The MAC.
+    pub mac: MacAddr,
+    /// Its addresses.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+    /// The hosts whose devices say so, sorted. The last one that no longer does removes it.
+    pub by: Vec<HostName>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// An endpoint, at `endpoints/NETWORK/ENDPOINT`. Not under a lease: a host that loses the store

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use fdb::{NetworkKey, Origin, Place, Snapshot};
+use encap::MacAddr;
+use fdb::{NetworkKey, NetworkTables, Origin, Place, Snapshot};
 use membership::gateway;
 use membership::key::NetworkId;
 use membership::record::{EndpointRecord, NetworkRecord};
@@ -66,6 +67,24 @@ impl SourceOf {
             },
         }
     }
+}
+
+impl SourceOf {
+    /// With what came from kernel devices told from what somebody wrote down.
+    pub(super) fn of_import(mut self, imported: &BTreeSet<MacAddr>, mac: MacAddr) -> Self {
+        if self.kind == types::SourceKind::Static && imported.contains(&mac) {
+            self.kind = types::SourceKind::Imported;
+        }
+        self
+    }
+}
+
+/// The MACs of a network that are known from kernel devices.
+pub(super) fn imported(agent: &Agent, tables: &NetworkTables) -> BTreeSet<MacAddr> {
+    let Ok(id) = NetworkId::new(&*tables.params().id) else { return BTreeSet::new() };
+    let Some(record) = agent.known_network(&id) else { return BTreeSet::new() };
+    let known = record.static_vteps.iter().flat_map(|vtep| &vtep.imported);
+    known.map(|known| known.mac).collect()
 }
 
 pub(super) fn endpoints(agent: &Agent, only: Option<&NetworkRecord>) -> Vec<types::Endpoint> {

@@ -13,6 +13,7 @@ use membership::network as records;
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 
 use super::garbage;
+use super::kernel;
 use super::{Agent, ECHO_TIMEOUT, network_error, store};
 use crate::control::Api;
 use crate::control::types::{self, Error};
@@ -127,6 +128,25 @@ impl Api for Control {
         wait_for_record(agent, &record).await
     }
 
+    async fn exported(&self, network: String) -> Answer<Vec<types::ExportedEntry>> {
+        let record = self.0.network_record(&network).await?;
+        Ok(kernel::exported(&self.0, &record))
+    }
+
+    async fn kernel_links(&self, network: String) -> Answer<Vec<types::KernelLink>> {
+        let record = self.0.network_record(&network).await?;
+        Ok(kernel::links(&self.0, &record))
+    }
+
+    async fn link_kernel(
+        &self,
+        network: String,
+        request: types::LinkKernel,
+    ) -> Answer<Vec<types::KernelLink>> {
+        let record = self.0.network_record(&network).await?;
+        kernel::change(&self.0, &record, request).await
+    }
+
     async fn namespace(&self, network: String) -> Answer<types::Namespace> {
         let agent = &self.0;
         let record = agent.network_record(&network).await?;
@@ -159,9 +179,10 @@ impl Api for Control {
         let only = self.only(network).await?;
         let mut listed = Vec::new();
         self.each_network(only.as_deref(), |snapshot, tables| {
+            let imported = listings::imported(&self.0, tables);
             for (mac, entry) in tables.macs() {
                 let place = PlaceOf::of(snapshot, entry.place);
-                let source = SourceOf::of(&self.0, entry.origin);
+                let source = SourceOf::of(&self.0, entry.origin).of_import(&imported, mac);
                 listed.push(types::FdbEntry {
                     network: tables.params().name.to_string(),
                     vni: tables.params().vni.get(),
@@ -182,9 +203,11 @@ impl Api for Control {
         let only = self.only(network).await?;
         let mut listed = Vec::new();
         self.each_network(only.as_deref(), |snapshot, tables| {
+            let imported = listings::imported(&self.0, tables);
             for (ip, neighbor) in tables.neighbors() {
                 let place = PlaceOf::of(snapshot, neighbor.place);
-                let source = SourceOf::of(&self.0, neighbor.origin);
+                let source =
+                    SourceOf::of(&self.0, neighbor.origin).of_import(&imported, neighbor.mac);
                 listed.push(types::NeighborEntry {
                     network: tables.params().name.to_string(),
                     vni: tables.params().vni.get(),

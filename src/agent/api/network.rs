@@ -32,6 +32,7 @@ pub(super) fn spec_of(request: types::CreateNetwork) -> Answer<NetworkSpec> {
         ),
         None => None,
     };
+    spec.udp_port = request.udp_port;
     spec.mtu = request.mtu;
     spec.gateways = match request.gateway {
         types::Gateway::Addresses(addresses) => addresses,
@@ -241,7 +242,7 @@ fn pools(agent: &Agent, record: &NetworkRecord) -> Vec<types::Pool> {
 fn options_in_use(record: &NetworkRecord) -> BTreeMap<String, String> {
     let options = &record.options;
     let swarm = options.compat.is_some();
-    let learning = options.learning.unwrap_or(!record.static_vteps.is_empty());
+    let learning = options.learns(!record.static_vteps.is_empty());
     let broadcast = options.broadcast.unwrap_or(!swarm);
     let check = match options.source_check {
         Some(SourceCheck::MacIp) => "mac+ip",
@@ -303,6 +304,15 @@ pub(super) fn static_vteps(agent: &Agent, record: &NetworkRecord) -> Vec<types::
                     .macs
                     .iter()
                     .map(|known| types::StaticMac { mac: known.mac, ips: known.ips.clone() })
+                    .collect(),
+                imported: vtep
+                    .imported
+                    .iter()
+                    .map(|known| types::ImportedMac {
+                        mac: known.mac,
+                        ips: known.ips.clone(),
+                        by: known.by.iter().map(ToString::to_string).collect(),
+                    })
                     .collect(),
                 learned: learned as u64,
                 revision,

@@ -2,6 +2,7 @@
 //! and sorts it itself; [`Sorted`] does the same for JSON.
 
 mod garbage;
+mod kernel;
 mod listing;
 mod network;
 mod stats;
@@ -11,6 +12,7 @@ mod store;
 use std::net::{IpAddr, SocketAddr};
 
 pub use garbage::garbage;
+pub use kernel::{exported, kernel_links};
 pub use listing::{attachment, detached, drops, endpoints, fdb, hosts, neighbors, routes};
 pub use network::{network, networks, vtep, vteps};
 pub use stats::{rates, stats};
@@ -114,6 +116,7 @@ fn place(place: PlaceKind, vtep: Option<IpAddr>, host: Option<&str>) -> String {
 fn source(source: SourceKind, revision: Option<i64>) -> Cell {
     match (source, revision) {
         (SourceKind::Learned, _) => Cell::toned("learned", Tone::Warning),
+        (SourceKind::Imported, _) => "imported".into(),
         (SourceKind::Static, _) => "static".into(),
         (SourceKind::Store, Some(revision)) => format!("store {revision}").into(),
         (SourceKind::Store, None) => "store".into(),

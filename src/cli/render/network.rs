@@ -215,6 +215,10 @@ pub fn vteps(vteps: &[StaticVtep], style: Style) -> String {
             let ips: String = known.ips.iter().map(|ip| format!(" {ip}")).collect();
             behind.push(format!("{}{ips}", known.mac));
         }
+        for known in &vtep.imported {
+            let ips: String = known.ips.iter().map(|ip| format!(" {ip}")).collect();
+            behind.push(format!("{}{ips} (imported by {})", known.mac, known.by.join(" and ")));
+        }
         table.row(vec![
             vtep.network.into(),
             vtep.address.into(),

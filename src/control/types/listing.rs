@@ -105,6 +105,8 @@ pub enum PlaceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SourceKind {
+    /// Read from a kernel device that knows of a static VTEP.
+    Imported,
     /// Learned from received frames.
     Learned,
     /// Configured: a static VTEP.

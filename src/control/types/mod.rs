@@ -4,6 +4,7 @@
 mod endpoint;
 mod error;
 mod garbage;
+mod kernel;
 mod listing;
 mod network;
 mod status;
@@ -14,13 +15,17 @@ pub use endpoint::{
 };
 pub use error::{Error, ErrorCode};
 pub use garbage::{CollectGarbage, Garbage, GarbageState};
+pub use kernel::{
+    DEFAULT_DEVICE, ExportedEntry, KernelAction, KernelDirection, KernelLink, KernelState,
+    LinkKernel,
+};
 pub use listing::{
     Counter, Direction, Drops, FdbEntry, Host, HostPath, HostState, HostVtep, HostWay, Limit,
     NeighborEntry, NetworkStats, PlaceKind, RouteEntry, SourceKind, Stats,
 };
 pub use network::{
-    CreateNetwork, Gateway, LocalNetwork, Mode, Namespace, Network, NetworkDetail, NetworkState,
-    Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
+    CreateNetwork, Gateway, ImportedMac, LocalNetwork, Mode, Namespace, Network, NetworkDetail,
+    NetworkState, Pool, PoolHost, StaticMac, StaticVtep, UpdateNetwork, VtepAdd,
 };
 pub use status::{
     Convergence, Datapath, Latency, Listing, Offload, OffloadState, Outside, Reload, Session,

@@ -127,6 +127,9 @@ pub struct CreateNetwork {
     /// The VNI, 1 to 16777215; `None` takes a free one.
     #[serde(default)]
     pub vni: Option<u32>,
+    /// UDP port of its datagrams; `None` is that of each host.
+    #[serde(default)]
+    pub udp_port: Option<u16>,
     /// Inner IP MTU in bytes; `None` derives it from the underlay of the member hosts.
     #[serde(default)]
     pub mtu: Option<u16>,
@@ -341,6 +344,17 @@ pub struct StaticMac {
     pub ips: Vec<IpAddr>,
 }
 
+/// A MAC behind a static VTEP, read from kernel devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedMac {
+    /// The MAC.
+    pub mac: MacAddr,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// The hosts whose devices say so.
+    pub by: Vec<String>,
+}
+
 /// A VTEP outside the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StaticVtep {
@@ -352,6 +366,9 @@ pub struct StaticVtep {
     pub port: u16,
     /// What is known to be behind it.
     pub macs: Vec<StaticMac>,
+    /// What agents read from kernel devices that know of it.
+    #[serde(default)]
+    pub imported: Vec<ImportedMac>,
     /// MACs learned from its frames.
     pub learned: u64,
     /// Store revision of its record.

@@ -207,6 +207,7 @@ impl Driver {
             ifname: note.ifname.clone(),
             mac: note.mac,
             addresses: Vec::new(),
+            subnets: Vec::new(),
             mtu: u32::from(local.mtu()),
             gateways: Vec::new(),
             isolated: local.is_switched(),

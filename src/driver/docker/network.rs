@@ -122,6 +122,13 @@ impl Driver {
     ) -> Result<Arc<NetworkRecord>, Error> {
         for _ in 0..ATTEMPTS {
             let network = self.network(asked).await?;
+            if network.mode.is_routed() {
+                return Err(Error::conflict(format!(
+                    "network {} is of mode {}, and Docker's interfaces need one of frames",
+                    network.name, network.mode
+                ))
+                .next_step("name one that was made without --mode, or another VNI"));
+            }
             let noted = self.noted().await?;
             let mine = noted.iter().find(|noted| {
                 noted.host == self.agent.name && noted.id == asked.id && noted.network == network.id

@@ -61,12 +61,7 @@ impl Container {
     ///
     /// If the kernel refuses.
     #[track_caller]
-    pub(crate) fn plug(
-        lab: &Lab,
-        host: &Netns,
-        (name, mtu): (&str, u16),
-        addresses: &[&str],
-    ) -> Self {
+    pub fn plug(lab: &Lab, host: &Netns, (name, mtu): (&str, u16), addresses: &[&str]) -> Self {
         let sandbox = lab.sandbox(name);
         host.ip(&format!(
             "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
