@@ -132,7 +132,10 @@ pub enum Error {
         some: String,
     },
     /// A Docker has it.
-    #[error("network {name} is a network of Docker on {hosts}: `docker network rm` it there first")]
+    #[error(
+        "network {name} is a network of Docker on {hosts}: `docker network rm` it there first, or \
+         use --force where Docker does not know it any more"
+    )]
     InDocker {
         /// The network's name.
         name: NetworkName,

@@ -262,6 +262,8 @@ fn connect_and_disconnect(scene: &Scene) {
     // Both names of a container are found by another one of the same Docker.
     let d = one.run("cd", "inner", &[]);
     let _ = one.exec("cd", &["ping", "-c", "1", "-W", "5", "first"]);
+    let routes = one.exec("cd", &["ip", "route"]);
+    assert!(!routes.contains("default") && !routes.contains("eth1"), "no way out: {routes}");
     let refused =
         one.try_docker(&["run", "--rm", "--network", "inner", "--ip", "203.0.113.77", "bb"]);
     assert!(refused.stderr.contains("203.0.113.77 is in use by"), "{refused}");
@@ -331,13 +333,24 @@ fn users_options() {
     let plain: Container = scene.agents[1].container(&scene.lab, "blue", "plain", &[]);
     traffic::ping(plain.netns(), a.address(Family::V4), 56);
     // Docker's own IPAM with a range per host.
-    let range = ["--subnet", "203.0.113.0/24", "--gateway", "203.0.113.1", "-o", "vni=7002"];
+    let range = [
+        "--subnet",
+        "203.0.113.0/24",
+        "--gateway",
+        "203.0.113.1",
+        "-o",
+        "vni=7002",
+        "-o",
+        "gwbridge=false",
+    ];
     for (docker, own) in [(one, "203.0.113.64/26"), (two, "203.0.113.128/26")] {
         let _ = create(docker, &[&range[..], &["--ip-range", own, "b2"]].concat()).expect_success();
     }
     let b = two.run("cb", "b2", &[]);
     let c = one.run("cc", "b2", &[]);
     traffic::ping(b.netns(), c.address(Family::V4), 56);
+    let links = two.exec("cb", &["ip", "link"]);
+    assert!(!links.contains("eth1"), "no second interface: {links}");
 
     for (args, says) in [
         (

@@ -10,7 +10,7 @@ use membership::key::EndpointId;
 use membership::record::{DockerRecord, EndpointRecord, NetworkRecord};
 use serde_json::{Value, json};
 
-use super::pool::{address_of, early_holder, only};
+use super::pool::{address_of, only};
 use super::{Answer, Driver, types};
 use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{endpoint_error, link_error, network_error, routers};
@@ -84,7 +84,7 @@ impl Driver {
         for ip in ips {
             self.evict(&network.id, *ip).await?;
             if let Some(holder) = self.holder(&network.id, *ip).await? {
-                adopt = adopt.or_else(|| early_holder(&holder));
+                adopt = adopt.or_else(|| self.early_holder(&holder));
             }
         }
         // Docker gives addresses of the families that it has enabled, and no others shall be had.

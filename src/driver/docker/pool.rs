@@ -348,6 +348,14 @@ impl Driver {
         done
     }
 
+    /// Who holds an address that Docker asked for and that has no endpoint yet: this host, and in a
+    /// Swarm a manager too.
+    pub(super) fn early_holder(&self, holder: &AddressRecord) -> Option<EndpointId> {
+        let ours = self.early_id().is_ok_and(|early| early == holder.endpoint);
+        let theirs = self.scope == DockerScope::Global;
+        (holder.early && (ours || theirs)).then(|| holder.endpoint.clone())
+    }
+
     /// Who holds an address.
     pub(super) async fn holder(
         &self,
@@ -413,11 +421,6 @@ impl Driver {
         let all = all.map_err(|err| network_error(&err))?;
         Ok(all.into_iter().map(|found| found.record).collect())
     }
-}
-
-/// The holder of addresses that some Docker asked for and that have no endpoint yet.
-pub(super) fn early_holder(holder: &AddressRecord) -> Option<EndpointId> {
-    holder.early.then(|| holder.endpoint.clone())
 }
 
 #[cfg(test)]

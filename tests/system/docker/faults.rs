@@ -262,6 +262,8 @@ pub(crate) fn bad_requests() {
     let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     std::io::Write::write_all(&mut stream, random).unwrap();
     drop(stream);
+    let check = ask(&socket, "NetworkDriver.GwAllocCheck", &json!({ "Options": {} }));
+    assert_eq!(check, json!({ "SkipIPv4": false, "SkipIPv6": false }));
     let chosen = ask(&socket, "IpamDriver.RequestPool", &json!({ "V6": true }));
     assert!(chosen["Pool"].as_str().is_some_and(|pool| pool.starts_with("fd")), "{chosen}");
     assert_eq!(agent.json(&["network", "ls"]), json!([]));
