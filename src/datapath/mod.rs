@@ -46,5 +46,6 @@ pub mod worker;
 mod handle;
 mod packets_out;
 mod sources;
+mod transmit;
 
 pub use handle::{Bound, Config, Datapath, Drops, Error};

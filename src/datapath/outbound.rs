@@ -1,5 +1,5 @@
 //! Outbound: frames from a port to the underlay. Packets of a TUN take the way of
-//! [`packets_out`](super::packets_out) from the beginning.
+//! `packets_out` from the beginning.
 //!
 //! # Theory of operation
 //!

@@ -138,7 +138,7 @@ impl Outbound {
         let (ipv6, inner_ipv6) = (path.is_ipv6(), packet.destination.is_ipv6());
         let encapsulation = path.encapsulation(routed);
         let fits = path.max_packet(encapsulation);
-        // IPv6 never gets by with less; then the outer packet is fragmented (RFC 4213 section 3.2.1,
+        // IPv6 never gets by with less; then the outer packet is fragmented (RFC 4213 section 3.2.2,
         // RFC 2473 section 7.1).
         let df = !inner_ipv6 || fits >= IPV6_LEAST || encapsulation != Encapsulation::IpUdp;
         let max = if df { fits } else { IPV6_LEAST };

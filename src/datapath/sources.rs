@@ -16,7 +16,7 @@ use fdb::UdpPorts;
 
 use super::handle::Datapath;
 use super::worker::Command;
-use crate::underlay::raw::RawSocket;
+use crate::underlay::raw::{self, RawSocket};
 use crate::underlay::udp::{self, Flavor, Listener, Sender};
 use crate::underlay::{self, Carries};
 
@@ -51,6 +51,13 @@ impl Datapath {
         let mut open = self.raw.lock().unwrap_or_else(PoisonError::into_inner);
         if *open {
             return Ok(());
+        }
+        for device in raw::kernel_tunnels() {
+            tracing::warn!(
+                device,
+                "a tunnel device of the kernel takes IP-in-IP packets too, so each may arrive twice; \
+                 remove it (`ip link del`, or unload its module) unless it is for other peers"
+            );
         }
         let workers = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
         let mut opened = Vec::new();
@@ -199,6 +206,30 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_port_carries_one_thing() {
+        let datapath = datapath(2);
+        let free = || UdpSocket::bind((HOME, 0)).unwrap().local_addr().unwrap().port();
+        let ports = UdpPorts { v4: free(), v6: free() };
+        datapath.listen_routed(ports).unwrap();
+        datapath.listen_routed(ports).unwrap();
+        for port in [ports.v4, ports.v6] {
+            let refused = datapath.listen(port).unwrap_err();
+            assert!(matches!(refused, underlay::Error::Ours { .. }), "{refused}");
+        }
+        let turned = UdpPorts { v4: ports.v6, v6: ports.v4 };
+        assert!(datapath.listen_routed(turned).is_err());
+        // A packet that is none is counted where it arrives.
+        let counted = refused(&datapath);
+        let stranger = UdpSocket::bind((HOME, 0)).unwrap();
+        stranger.send_to(b"x", (HOME, ports.v4)).unwrap();
+        let begun = Instant::now();
+        while refused(&datapath) == counted {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it was not received");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

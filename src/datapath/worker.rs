@@ -31,7 +31,7 @@ use fdb::{NetworkKey, Via};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
-use super::batch::{MESSAGES_PER_CALL, Outlet, PIECES_PER_CALL, Transmit};
+use super::batch::Outlet;
 use super::drop::DropReason;
 use super::flood::Budget;
 use super::inbound::{Deliver, Inbound};
@@ -40,14 +40,14 @@ use super::packets_in::Source;
 use super::path::Paths;
 use super::port::{PortState, PortStats};
 use super::pulse::Pulse;
+use super::transmit::{Underlay, learn_from};
 use crate::port::queue::Queue;
 use crate::sys::arena::Arena;
-use crate::sys::mmsg::{Message, Piece, RecvBatch, SLOT, SendBatch};
-use crate::sys::sockopt::Icmp;
+use crate::sys::mmsg::{RecvBatch, SLOT};
 use crate::telemetry::counters::{DropCounters, WorkerCounters};
 use crate::underlay::Carries;
-use crate::underlay::raw::{Kind, RawSocket};
-use crate::underlay::udp::{self, Flavor, Listener, Sender, Sockets};
+use crate::underlay::raw::RawSocket;
+use crate::underlay::udp::{Flavor, Listener, Sender, Sockets};
 
 /// Bytes of the read arena: four super-frames, or some hundred small frames, so that they and what
 /// they become stay in the cache.
@@ -60,8 +60,6 @@ const FRAMES_PER_ROUND: usize = 256;
 const RECV_SLOTS: usize = 16;
 /// Rounds that one ready descriptor gets in a turn.
 const ROUNDS: usize = 4;
-/// How long a full socket is waited for before its datagrams are dropped.
-const SEND_WAIT_MS: u16 = 10;
 /// How often learned path MTUs are looked over.
 const EXPIRE_MS: u64 = 5_000;
 
@@ -202,98 +200,6 @@ impl Deliver for Ports {
     }
 }
 
-/// The worker's end of the underlay.
-struct Underlay {
-    sockets: Sockets,
-    raw: [Option<RawSocket>; Kind::COUNT],
-    batch: SendBatch,
-}
-
-impl Underlay {
-    fn socket(&self, flavor: u8, bucket: u8) -> Option<BorrowedFd<'_>> {
-        match usize::from(flavor).checked_sub(Flavor::COUNT) {
-            None => Some(self.sockets.fan(usize::from(flavor)).get(usize::from(bucket))?.as_fd()),
-            Some(raw) => Some(self.raw.get(raw)?.as_ref()?.as_fd()),
-        }
-    }
-}
-
-impl Transmit for Underlay {
-    fn send(
-        &mut self,
-        flavor: u8,
-        bucket: u8,
-        paths: &Paths,
-        buffers: [&[u8]; 2],
-        pieces: &[Piece],
-        messages: &[Message],
-    ) -> io::Result<usize> {
-        let socket = match usize::from(flavor).checked_sub(Flavor::COUNT) {
-            None => self
-                .sockets
-                .fan(usize::from(flavor))
-                .get(usize::from(bucket))
-                .map(|socket| socket.as_fd()),
-            Some(raw) => self.raw.get(raw).and_then(Option::as_ref).map(AsFd::as_fd),
-        };
-        let Some(socket) = socket else {
-            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
-        };
-        let ipv6 = flavor & 1 != 0;
-        debug_assert_eq!(
-            Flavor { ipv6, df: false, checksum: false }.index() & 1,
-            usize::from(ipv6)
-        );
-        self.batch.send(socket, ipv6, paths.addresses(), buffers, pieces, messages)
-    }
-
-    fn wait(&mut self, flavor: u8, bucket: u8) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let Some(socket) = self.socket(flavor, bucket) else { return false };
-        let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-        matches!(poll(&mut fds, PollTimeout::from(SEND_WAIT_MS)), Ok(1))
-    }
-
-    fn learn(&mut self, flavor: u8, bucket: u8, paths: &mut Paths, now_ms: u64) -> u64 {
-        let Some(socket) = self.socket(flavor, bucket) else { return 0 };
-        learn_from(socket, paths, now_ms)
-    }
-}
-
-/// Reads a send socket's error queue.
-fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
-    let mut count = 0;
-    for error in udp::take_errors(socket) {
-        count += 1;
-        if let (Some(destination), Some(mtu)) = (error.destination, error.mtu) {
-            paths.learn_mtu(destination, u16::try_from(mtu).unwrap_or(u16::MAX), now_ms);
-        }
-        if let (Some(destination), Some(icmp)) = (error.destination, error.icmp)
-            && says_unreachable(icmp)
-        {
-            paths.note_unreachable(destination, now_ms);
-        }
-    }
-    count
-}
-
-/// What of a tunnel's errors the sender of a packet inside it is told as "unreachable" (RFC 2003
-/// section 4, RFC 2473 section 8.2): that there is no way, or that it is too long. Not that nobody
-/// listens at the port, which is between the VTEPs.
-fn says_unreachable(icmp: Icmp) -> bool {
-    const V4_UNREACHABLE: u8 = 3;
-    const V4_TIME_EXCEEDED: u8 = 11;
-    const V6_UNREACHABLE: u8 = 1;
-    const V6_TIME_EXCEEDED: u8 = 3;
-    match icmp {
-        // Not port unreachable, fragmentation needed and source route failed.
-        Icmp::V4 { kind: V4_UNREACHABLE, code } => !matches!(code, 3..=5),
-        Icmp::V6 { kind: V6_UNREACHABLE, code } => code != 4,
-        Icmp::V4 { kind, .. } => kind == V4_TIME_EXCEEDED,
-        Icmp::V6 { kind, .. } => kind == V6_TIME_EXCEEDED,
-    }
-}
-
 /// A running worker's insides.
 pub struct Worker {
     epoll: Epoll,
@@ -342,11 +248,7 @@ impl Worker {
             ports: Ports::default(),
             outbound,
             inbound: setup.inbound,
-            transmit: Underlay {
-                sockets: setup.sockets,
-                raw: Default::default(),
-                batch: SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL),
-            },
+            transmit: Underlay::new(setup.sockets),
             arena: Arena::new(ARENA_BYTES),
             recv: RecvBatch::new(RECV_SLOTS),
             counters: setup.counters,

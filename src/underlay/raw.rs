@@ -9,8 +9,10 @@
 //!
 //! Raw sockets do not share a load: each gets a copy of every packet of its protocol. So every
 //! worker's socket has a filter that takes the packets of its share of the inner address pairs, and no
-//! packet is seen twice. The copies are of headers only, and a send socket would get them as well.
-//! What is too short to have inner addresses is the first worker's, to be counted.
+//! packet is seen twice. One worker that receives for all would spare nothing: the others need a socket
+//! to send, which the kernel offers the same copies. (A copy shares the packet's data.) What is too
+//! short to have inner addresses is the first worker's, to be counted. A packet that finds the buffers
+//! of all full makes the kernel answer that nobody here speaks the protocol.
 //!
 //! IPv4 sockets deliver the outer header in front, IPv6 sockets do not.
 
@@ -103,6 +105,19 @@ impl RawSocket {
     pub fn take_error(&self) {
         let _ = self.socket.take_error();
     }
+}
+
+/// The kernel's own tunnel devices in this network namespace that take whatever comes for no other
+/// tunnel, as their modules make them.
+#[must_use]
+pub fn kernel_tunnels() -> Vec<&'static str> {
+    let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let has = |name: &&str| {
+        devices.lines().any(|line| {
+            line.trim_start().strip_prefix(*name).is_some_and(|rest| rest.starts_with(':'))
+        })
+    };
+    ["tunl0", "sit0", "ip6tnl0"].into_iter().filter(has).collect()
 }
 
 fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Socket, Error> {

@@ -232,7 +232,7 @@ fn udp(lab: &Lab, from: &Netns, there: &Netns, to: IpAddr, gso: bool) {
     if gso {
         args.push("--gso");
     }
-    traffic::finish(from, &args).expect_success();
+    let _ = traffic::finish(from, &args).expect_success();
     let got = receiver.finish(LIMIT).expect_success().json();
     for key in ["lost", "reordered", "duplicates", "corrupt"] {
         assert_eq!(got[key], 0, "{key} in {got}");
