@@ -190,8 +190,8 @@ Examples:
 pub(super) const NETWORK: &str = "\
 Make, list, change and remove networks
 
-A network has subnets and an MTU, and is known to all hosts: an L2 segment with a VNI (mode vxlan), or
-routes without one (modes ipip and ipudp). A host sets up its part when the first endpoint is
+A network has subnets and an MTU, and is known to all hosts: an L2 segment with a VNI (mode vxlan),
+or routes without one (modes ipip and ipudp). A host sets up its part when the first endpoint is
 attached there.";
 
 pub(super) const NETWORK_EXAMPLES: &str = "\
