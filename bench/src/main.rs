@@ -18,7 +18,9 @@ use skybridge::demo::measure::{self, Way};
 const ROUNDS: usize = 5;
 /// Seconds of each run, unless the second argument says otherwise.
 const SECONDS: f64 = 3.0;
-const NETWORK: &str = "bench";
+/// Our modes, with the name that each has in the tables and the part of a subnet that it gets.
+const MODES: [(&str, &str, u8); 3] =
+    [("vxlan", "skybridge", 0), ("ipip", "- ipip", 64), ("ipudp", "- ipudp", 128)];
 
 /// Name and decimals.
 const COLUMNS: &[(&str, usize)] = &[
@@ -60,7 +62,7 @@ fn run(out: &mut impl std::io::Write, rounds: usize, seconds: f64) -> Result<(),
                 let _ = writeln!(out, "no kernel vxlan device to compare with: {reason}");
             }
         }
-        ways.push(overlay(&mut lab)?);
+        ways.extend(overlays(&mut lab)?);
         let mut runs = vec![Vec::new(); ways.len()];
         for _ in 0..rounds {
             for (way, runs) in ways.iter().zip(&mut runs) {
@@ -82,8 +84,8 @@ fn all(lab: &Lab, way: &Way, seconds: f64) -> Result<Vec<f64>, Error> {
     Ok(vec![one, cpu, four, packets, each, measure::round_trip(lab, way)?])
 }
 
-/// Two agents, a network, a container on each host.
-fn overlay(lab: &mut Lab) -> Result<Way, Error> {
+/// Two agents, a network of each mode, a container of each on each host.
+fn overlays(lab: &mut Lab) -> Result<Vec<Way>, Error> {
     let program = measure::own_program()?;
     let path = |lab: &Lab, name: String| lab.dir().join(name).to_string_lossy().into_owned();
     let store = format!("{}:2379", lab.address(1));
@@ -106,24 +108,33 @@ fn overlay(lab: &mut Lab) -> Result<Way, Error> {
             text.contains("\"ready\": true").then_some(())
         })?;
     }
-    for number in 1..=2 {
-        let socket = path(lab, format!("h{number}.sock"));
-        let command = |args: &[&str]| {
-            lab::run(Command::new(&program).args(args).args(["--socket", &socket])).map(drop)
-        };
-        if number == 1 {
-            command(&["network", "create", NETWORK, "--subnet", "198.51.100.0/24"])?;
+    let mut ways = Vec::new();
+    for (mode, name, first) in MODES {
+        for number in 1..=2 {
+            let socket = path(lab, format!("h{number}.sock"));
+            let command = |args: &[&str]| {
+                lab::run(Command::new(&program).args(args).args(["--socket", &socket])).map(drop)
+            };
+            if number == 1 {
+                let subnet = format!("198.51.100.{first}/26");
+                command(&["network", "create", mode, "--subnet", &subnet, "--mode", mode])?;
+            }
+            let sandbox = lab.add_namespace(&format!("{mode}{number}"))?;
+            command(&["attach", mode, "--netns", &sandbox, "--ip", &address(first, number)])?;
         }
-        let sandbox = lab.add_namespace(&format!("c{number}"))?;
-        let address = format!("198.51.100.1{number}");
-        command(&["attach", NETWORK, "--netns", &sandbox, "--ip", &address])?;
+        ways.push(Way {
+            name,
+            from: lab.namespace(&format!("{mode}1")),
+            to: lab.namespace(&format!("{mode}2")),
+            address: address(first, 2),
+        });
     }
-    Ok(Way {
-        name: "skybridge",
-        from: lab.namespace("c1"),
-        to: lab.namespace("c2"),
-        address: "198.51.100.12".to_owned(),
-    })
+    Ok(ways)
+}
+
+/// The address of a host's container in the part of the subnet that begins at `first`.
+fn address(first: u8, number: u8) -> String {
+    format!("198.51.100.{}", first.saturating_add(10).saturating_add(number))
 }
 
 /// What the agents pinned outlives them on purpose, so it is removed by their own means.

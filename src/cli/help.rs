@@ -190,12 +190,14 @@ Examples:
 pub(super) const NETWORK: &str = "\
 Make, list, change and remove networks
 
-A network is an L2 segment with subnets, a VNI and an MTU, known to all hosts. A host sets up its
-part when the first endpoint is attached there.";
+A network has subnets and an MTU, and is known to all hosts: an L2 segment with a VNI (mode vxlan),
+or routes without one (modes ipip and ipudp). A host sets up its part when the first endpoint is
+attached there.";
 
 pub(super) const NETWORK_EXAMPLES: &str = "\
 Examples:
       skybridge network create blue --subnet 198.51.100.0/24 --subnet 2001:db8:51::/64
+      skybridge network create red --subnet 203.0.113.0/24 --mode ipudp
       skybridge network ls
       skybridge network inspect blue
       skybridge network rm blue";

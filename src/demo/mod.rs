@@ -390,8 +390,8 @@ impl Demo {
         row(&|_| "       │ veth".to_owned());
         let (inside, port, wire) = match mode {
             Mode::Vxlan => ("    bridge", "       │ TAP", "       │ UDP 4789"),
-            Mode::Ipip => ("    routes", "       │ TUN", "       │ protocol 4, 41"),
-            Mode::Ipudp => ("    routes", "       │ TUN", "       │ UDP 4760, 4761"),
+            Mode::Ipip => ("    routes", "       │ TUN", "       │ IP in IP"),
+            Mode::Ipudp => ("    routes", "       │ TUN", "       │ UDP 4760"),
         };
         row(&|_| inside.to_owned());
         row(&|_| port.to_owned());

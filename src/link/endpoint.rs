@@ -1,5 +1,5 @@
 //! The attachment of a sandbox: a veth pair between it and the network's bridge, or the router of a
-//! network that is routed ([`ports`]).
+//! network that is routed (`ports`).
 //!
 //! [`plug`] makes the pair with both ends down and everything set, [`up`] lets frames flow. Between
 //! the two come the rules of [`super::source_check`] and the change of the cluster's tables, so that

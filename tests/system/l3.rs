@@ -442,6 +442,7 @@ fn a_move(mode: &str) {
     let ip = moved.address(Family::V4);
     traffic::ping(ends[1].netns(), ip, 56);
     let there = lab.sandbox("m2");
+    agents[0].allow_log("is cut off");
     let args = ["attach", RED, "--netns", there.name(), "--move", "mover"];
     let _ = agents[2].cli(&args);
     for agent in &agents {

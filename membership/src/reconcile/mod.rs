@@ -24,7 +24,7 @@
 //!   VTEP was heard meanwhile ([`Reconciler::heard`]). When many hosts expire together it is the
 //!   store or the network that failed: then none leaves ([`Reconciler::frozen`]).
 //! * **Routed networks** have routes in the place of MACs and neighbors: the blocks of hosts, and
-//!   single addresses where somebody else has them ([`routes`]).
+//!   single addresses where somebody else has them (`routes`).
 //! * **MTU.** A network's inner MTU is the least underlay MTU of the hosts that are not away, minus
 //!   the overhead, and at most what its record asks for.
 
