@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint soak fuzz prepare
+.PHONY: help demo test bench lint soak fuzz docker-plugin prepare
 
 CARGO := cargo
 # protoc and the well-known types are needed to build the etcd client.
@@ -23,7 +23,7 @@ FUZZ_SECONDS ?= 60
 SECONDS ?= 600
 
 help: ## Show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 prepare:
 	@.ci/rust
@@ -53,6 +53,11 @@ lint: prepare ## Format, clippy and documentation, warnings denied
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --test system -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+
+docker-plugin: prepare ## A managed plugin for Docker's Swarm, in target/docker-plugin
+	$(CARGO) build --release
+	packaging/docker-plugin/build target/release/skybridge target/docker-plugin
+	@echo 'docker plugin create skybridge target/docker-plugin && docker plugin enable skybridge'
 
 soak: prepare ## Churn under load for SECONDS (600), and a table of what the agents hold
 	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)

@@ -90,6 +90,9 @@ pub enum Command {
     /// Show it all on this machine, with namespaces as hosts
     #[command(long_about = help::DEMO, after_long_help = help::DEMO_EXAMPLES)]
     Demo(DemoArgs),
+    /// Carry what Docker asks a managed plugin to the host's agent; runs inside the plugin
+    #[command(hide = true)]
+    DockerPlugin(DockerPluginArgs),
     /// Generate and check traffic; used by the demo and the tests
     #[command(hide = true, disable_help_flag = true)]
     Traffic {
@@ -97,6 +100,17 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+}
+
+/// `skybridge docker-plugin`.
+#[derive(Args, Clone, Debug)]
+pub struct DockerPluginArgs {
+    /// Where Docker connects
+    #[arg(long, value_name = "PATH", default_value = "/run/docker/plugins/skybridge.sock")]
+    pub listen: PathBuf,
+    /// The agent's socket for Docker
+    #[arg(long, value_name = "PATH", default_value = "/run/skybridge/docker.sock")]
+    pub agent: PathBuf,
 }
 
 /// Which agent is talked to.

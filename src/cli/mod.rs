@@ -5,6 +5,7 @@ mod args;
 mod enter;
 mod help;
 mod kernel;
+mod plugin;
 pub mod render;
 mod store;
 mod table;
@@ -245,6 +246,7 @@ fn dispatch(command: Command, entry: &impl Entry) -> Result<ExitCode, Failure> {
             seconds: args.seconds,
             color: !args.no_color && Style::for_output(io::stdout().is_terminal()) == Style::COLOR,
         }),
+        Command::DockerPlugin(args) => block_on(plugin::serve(args)),
         Command::Traffic { args } => entry.traffic(args),
         Command::Enter(args) => {
             let client = client(&args.connection);
@@ -365,6 +367,7 @@ async fn ask(command: Command) -> Result<ExitCode, Failure> {
         | Command::Store(_)
         | Command::Join(_)
         | Command::Demo(_)
+        | Command::DockerPlugin(_)
         | Command::Traffic { .. }
         | Command::Enter(_) => Err(Failure::new("that command asks no agent")),
     }

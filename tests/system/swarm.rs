@@ -2,6 +2,8 @@
 //! device that floods nothing, read and entered by agents. With a device as Docker sets it up, and with
 //! Docker itself.
 
+mod plugin;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,11 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("swarm::follows_over_restarts", WITH_VXLAN, follows_over_restarts);
     suite.test("swarm::many_entries_at_once", WITH_VXLAN, many_entries_at_once);
     suite.test("swarm::what_does_not_fit_is_refused", WITH_VXLAN, what_does_not_fit_is_refused);
+    suite.test(
+        "swarm::managed_plugin_and_service",
+        WITH_DOCKER,
+        plugin::managed_plugin_and_service,
+    );
     suite.test("swarm::docker_overlay_both_ways", WITH_DOCKER, docker_overlay_both_ways);
 }
 
@@ -415,9 +422,9 @@ fn what_does_not_fit_is_refused() {
     assert!(!listed.contains("export"), "{listed}");
 }
 
-fn docker_overlay_both_ways() {
-    let lab = Lab::with_hosts(3).underlay(Underlay::Plain).build();
-    let dockers = [1, 2].map(|host| Docker::new(&lab, lab.host(host)));
+/// Docker on the first two hosts of the lab, in one Swarm; the first one is its manager.
+fn two_node_swarm(lab: &Lab) -> [Docker; 2] {
+    let dockers = [1, 2].map(|host| Docker::new(lab, lab.host(host)));
     let at = |host: usize| lab.host(host).address(Family::V4).to_string();
     for docker in &dockers {
         docker.start(&[]);
@@ -434,6 +441,12 @@ fn docker_overlay_both_ways() {
         &at(2),
         &manager,
     ]);
+    dockers
+}
+
+fn docker_overlay_both_ways() {
+    let lab = Lab::with_hosts(3).underlay(Underlay::Plain).build();
+    let dockers = two_node_swarm(&lab);
     let vni = format!("com.docker.network.driver.overlay.vxlanid_list={SWARM_VNI}");
     let id = dockers[0].docker(&[
         "network",
