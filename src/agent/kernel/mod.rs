@@ -7,13 +7,13 @@
 //!   endpoints of the network (store)     ──► export ──► FDB and neighbor entries of the device
 //! ```
 //!
-//! Each device that is followed has a *note* in the state directory and a task ([`follow`]) that looks
+//! Each device that is followed has a *note* in the state directory and a task (`follow`) that looks
 //! for its namespace, opens it and makes things so: after every change that the kernel tells of, after
 //! every change of the network's records, and every few seconds, since a sandbox may be replaced by
 //! another one with the same name. Everything is compared with what is there and only the difference is
 //! written. A namespace or device that is gone is waited for, and what was read of it is kept.
 //!
-//! The entries that this host's devices tell of a network are one set ([`import`]); the store's record
+//! The entries that this host's devices tell of a network are one set (`import`); the store's record
 //! names the host with each, so hosts that know the same do not take each other's word back.
 
 mod export;
