@@ -12,12 +12,12 @@
 //!        routers: routes of the kernel, where nothing is needed ◄──┘
 //! ```
 //!
-//! [`pair`] decides, [`wire`] sends, [`peers`] knows to whom. Everything here is control: packets go
+//! [`pair`] decides, `wire` sends, [`peers`] knows to whom. Everything here is control: packets go
 //! on by the way that was last chosen, whatever becomes of this task or of the agent.
 //!
 //! With `encapsulate=cross-subnet` nothing is asked: hosts of one subnet reach each other directly.
 //!
-//! The pause grows with the number of hosts, so that an agent sends at most [`RATE`] hellos a second;
+//! The pause grows with the number of hosts, so that an agent sends at most a thousand hellos a second;
 //! what takes three seconds among a hundred hosts takes longer among a thousand.
 
 pub mod pair;
