@@ -13,6 +13,7 @@ use testkit::{
     wait_until,
 };
 
+use crate::offload;
 use crate::scene::Mesh;
 use crate::support::{
     AGENTS, WITH_ETCD, assert_no_checksum_errors, carry, drops, exchange, measured, word,
@@ -37,9 +38,10 @@ pub(crate) fn register(suite: &mut Suite) {
             let name = format!("l3::three_hosts_{mode}_{}", word(family));
             suite.test(name, AGENTS, move || three_hosts(mode, family));
         }
-        suite.test(format!("l3::without_offloads_{mode}"), AGENTS, move || {
-            without_offloads(mode);
-        });
+        for (name, mask) in offload::MASKS {
+            let name = format!("l3::without_{name}_{mode}");
+            suite.test(name, AGENTS, move || without(mode, mask));
+        }
         suite.timed(format!("l3::an_agent_that_is_killed_{mode}"), AGENTS, move || {
             an_agent_that_is_killed(mode);
         });
@@ -229,20 +231,14 @@ fn three_hosts(mode: &str, family: Family) {
     assert_eq!((text(&listed[0]["mode"]), &listed[0]["vni"]), (mode, &Value::Null));
 }
 
-fn without_offloads(mode: &str) {
-    let masks: [&[&str]; 3] = [
-        &["tso", "uso"],
-        &["udp-gso", "udp-gro", "coalesce"],
-        &["tso", "uso", "csum", "udp-gso", "udp-gro", "coalesce", "multiqueue"],
-    ];
-    for (number, mask) in masks.into_iter().enumerate() {
-        let underlay = if number == 1 { Underlay::Offloading } else { Underlay::Plain };
-        let list: Vec<_> = mask.iter().map(|name| format!("\"{name}\"")).collect();
-        let config = format!("[datapath]\ndisable = [{}]", list.join(", "));
+/// Each capability of the datapath switched off, and all of them, over both kinds of underlay.
+fn without(mode: &str, mask: &[&str]) {
+    for underlay in [Underlay::Offloading, Underlay::Plain] {
         let lab = Lab::with_hosts(2).underlay(underlay).build();
-        let (_agents, ends) = red(&lab, mode, Family::V4, |spec| spec.config(&config));
-        carry(&lab, &ends[0], &ends[1], 4_000_001);
-        carry(&lab, &ends[1], &ends[0], 4_000_001);
+        let change = |spec: AgentSpec| spec.config("[datapath]").config(&offload::disable(mask));
+        let (_agents, ends) = red(&lab, mode, Family::V4, change);
+        offload::bytes(&lab, &ends[0], &ends[1]);
+        offload::bytes(&lab, &ends[1], &ends[0]);
         assert_no_checksum_errors(&[&ends[0], &ends[1]]);
     }
 }

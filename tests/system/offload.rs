@@ -7,7 +7,7 @@ use crate::support::{
     AGENTS, DUAL, NETWORK, VNI, WITH_VXLAN, assert_no_checksum_errors, containers,
 };
 
-const MASKS: [(&str, &[&str]); 8] = [
+pub(crate) const MASKS: [(&str, &[&str]); 8] = [
     ("tso", &["tso"]),
     ("uso", &["uso"]),
     ("csum", &["csum"]),
@@ -35,7 +35,8 @@ pub(crate) fn register(suite: &mut Suite) {
     }
 }
 
-fn disable(mask: &[&str]) -> String {
+/// The line of the configuration that switches capabilities off.
+pub(crate) fn disable(mask: &[&str]) -> String {
     let list: Vec<_> = mask.iter().map(|name| format!("\"{name}\"")).collect();
     format!("disable = [{}]", list.join(", "))
 }
@@ -74,7 +75,8 @@ fn to_kernel(mask: &[&str]) {
     assert_no_checksum_errors(&[&ours, &theirs]);
 }
 
-fn bytes(lab: &Lab, from: &testkit::Container, to: &testkit::Container) {
+/// TCP and UDP of several shapes from one container to another, over each family that both have.
+pub(crate) fn bytes(lab: &Lab, from: &testkit::Container, to: &testkit::Container) {
     for family in from.families() {
         let how = Tcp { bytes: 8_000_001, streams: 2, odd_sizes: true };
         traffic::tcp(lab, from, to, family, how);
