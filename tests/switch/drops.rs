@@ -283,6 +283,8 @@ fn each_reason_is_counted_once_where_it_belongs() {
         reached.insert(*reason);
     }
     reached.extend(super::packets_checks::reasons());
+    // packets_checks::probes_are_for_the_agent has this one.
+    reached.insert(InProbeOverflow);
     // What the kernel drops at the switch's two ends, it has to be there for: the system tests
     // (bounds::overflow_is_counted) have these.
     reached.extend([OutPortOverflow, InUnderlayOverflow]);

@@ -322,6 +322,8 @@ fn probes_are_for_the_agent() {
         host.receive(&[by_ip(1, &from_vtep(b"many"))]);
     }
     assert_eq!(host.probes.drain().count(), probe::CAPACITY);
+    let full = (InProbeOverflow, At::Worker, probe::CAPACITY as u64);
+    assert!(host.dropped().contains(&full), "{:?}", host.dropped());
 }
 
 /// A packet that is right, or nearly, or not at all.
