@@ -22,6 +22,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
@@ -340,8 +341,24 @@ fn new_socket(at: SocketAddr) -> Result<Socket, Error> {
     Ok(socket)
 }
 
+/// A port that somebody has is tried so often, with this pause: a program that is just being started
+/// has copies of our descriptors until it runs, among them of sockets that we have closed.
+const BIND_TRIES: u32 = 10;
+const BIND_PAUSE: Duration = Duration::from_millis(5);
+
 fn bind(socket: &Socket, at: SocketAddr) -> Result<(), Error> {
-    socket.bind(&at.into()).map_err(|source| match source.raw_os_error() {
+    let taken = |bound: &io::Result<()>| {
+        bound.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EADDRINUSE))
+    };
+    let mut bound = socket.bind(&at.into());
+    for _ in 0..BIND_TRIES {
+        if !taken(&bound) {
+            break;
+        }
+        std::thread::sleep(BIND_PAUSE);
+        bound = socket.bind(&at.into());
+    }
+    bound.map_err(|source| match source.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             Error::InUse { address: at, holder: holder::of_udp_port(at.port()) }
         }
