@@ -49,6 +49,8 @@ const TICK: Duration = Duration::from_millis(100);
 const PAUSE: Millis = Millis(400);
 /// Hellos that an agent sends in a second, at most.
 const RATE: u64 = 1_000;
+/// How often hosts are gathered when no record has changed: a network may have been set up.
+const GATHER: Millis = Millis(500);
 /// How often the interfaces of the VTEPs are looked at.
 const LOOK: Millis = Millis(2_000);
 /// What needs attention.
@@ -169,7 +171,7 @@ pub async fn keep(agent: Arc<Agent>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sockets = Sockets::default();
     let mut vteps: Vec<IpNet> = Vec::new();
-    let (mut looked, mut sent) = (None, None);
+    let (mut looked, mut sent, mut gathered) = (None, None, None);
     // A number that no earlier run of this host had.
     let run = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -179,6 +181,7 @@ pub async fn keep(agent: Arc<Agent>) {
         let now = agent.tables.now();
         if !agent.tables.has_ways() {
             forget(&agent, &mut sockets);
+            gathered = None;
             continue;
         }
         if looked.is_none_or(|at| now.since(at) >= LOOK) {
@@ -186,10 +189,15 @@ pub async fn keep(agent: Arc<Agent>) {
             vteps = own_vteps(&agent).await;
             open(&agent, &mut sockets, &vteps).await;
         }
-        let found = agent
-            .tables
-            .reconciler(|reconciler, view| peers::find(&agent.name, &vteps, reconciler, view));
-        let mut changed = settle(&agent, found, now);
+        let mut changed = false;
+        let revision = agent.tables.view(|view| view.revision());
+        if gathered.is_none_or(|(of, at)| of != revision || now.since(at) >= GATHER) {
+            gathered = Some((revision, now));
+            let found = agent
+                .tables
+                .reconciler(|reconciler, view| peers::find(&agent.name, &vteps, reconciler, view));
+            changed = settle(&agent, found, now);
+        }
         hear(&agent, &sockets, now);
         let pause = pause_of(agent.paths.lock().len());
         if sent.is_none_or(|at| now.since(at) >= pause) {
