@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 
@@ -24,6 +25,8 @@ use crate::control::types::Error;
 const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 /// Largest request in bytes: one with a thousand port maps is a tenth of it.
 const BODY_MAX: usize = 1024 * 1024;
+/// So much of a larger one is read before it is refused.
+const DRAIN_MAX: usize = 16 * BODY_MAX;
 /// How long requests may go on when the agent stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -59,13 +62,9 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
             .into_response();
     }
     let method = request.uri().path().trim_start_matches('/').to_owned();
-    let body = match Limited::new(request.into_body(), BODY_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(err) if err.is::<LengthLimitError>() => {
-            return (StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than 1 MiB\n")
-                .into_response();
-        }
-        Err(_) => return (StatusCode::BAD_REQUEST, "the request ends early\n").into_response(),
+    let body = match read(request.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
     };
     let body = if body.iter().all(u8::is_ascii_whitespace) {
         Ok(Value::Object(serde_json::Map::new()))
@@ -100,6 +99,29 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
             reply(&json!({ field: text(&error) }))
         }
     }
+}
+
+/// The body. What is too large is read all the same, up to a limit: a socket that is closed with bytes
+/// unread takes the answer along (unix(7), `ECONNRESET`).
+async fn read(mut body: Body) -> Result<Vec<u8>, Response> {
+    let refuse = |status: StatusCode, text: &'static str| (status, text).into_response();
+    let (mut bytes, mut len) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            return Err(refuse(StatusCode::BAD_REQUEST, "the request ends early\n"));
+        };
+        let Some(data) = frame.data_ref() else { continue };
+        len = len.saturating_add(data.len());
+        if len <= BODY_MAX {
+            bytes.extend_from_slice(data);
+        } else if len > DRAIN_MAX {
+            break;
+        }
+    }
+    if len > BODY_MAX {
+        return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, "the request is larger than 1 MiB\n"));
+    }
+    Ok(bytes)
 }
 
 fn reply(answer: &Value) -> Response {
