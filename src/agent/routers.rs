@@ -38,7 +38,7 @@ use super::paths;
 use super::state::Stage;
 use super::tasks::SessionState;
 use crate::driver::attach;
-use crate::link::direct::{self, Direct};
+use crate::link::direct::{self, Direct, Half};
 use crate::link::firewall::{self, Rules, Way};
 use crate::link::forwarding::{self, Forwarding};
 use crate::link::permission::{self, Place};
@@ -134,8 +134,8 @@ pub struct Routers {
     ways: Mutex<BTreeMap<NetworkId, Way>>,
     written: tokio::sync::Mutex<Written>,
     host: Mutex<Host>,
-    /// The host's routes to what other hosts have directly, as they were written last.
-    direct: tokio::sync::Mutex<Option<Vec<Direct>>>,
+    /// The host's half of what goes directly, as it was written last.
+    direct: tokio::sync::Mutex<Option<Half>>,
     /// Held while this host's own endpoints are written or removed.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -189,49 +189,54 @@ pub async fn keep(agent: Arc<Agent>) {
         };
         let locals = agent.networks.all().await;
         // Routes of the host before those that lead to it, and after them.
-        settle_direct(&agent, &locals, true).await;
+        settle_direct(&agent, &locals, true, check).await;
         for local in &locals {
             settle(&agent, local).await;
         }
-        settle_direct(&agent, &locals, false).await;
+        settle_direct(&agent, &locals, false, false).await;
         settle_own_endpoints(&agent).await;
         write_rules(&agent, check).await;
     }
 }
 
-/// Brings the host's routes to what other hosts have directly to what they shall be. With `keep` those
-/// that private namespaces still lead to stay as they were.
-async fn settle_direct(agent: &Agent, locals: &[Arc<LocalNetwork>], keep: bool) {
-    let mut wanted: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
-    let mut any = false;
+/// Brings the host's half of what goes directly to what it shall be. With `keep` the routes that private
+/// namespaces still lead to stay as they were; with `check` it is read what is there.
+async fn settle_direct(agent: &Agent, locals: &[Arc<LocalNetwork>], keep: bool, check: bool) {
+    let mut routes: BTreeMap<IpNet, IpAddr> = BTreeMap::new();
+    let mut uplinks = Vec::new();
     for local in locals {
         let Some(record) = agent.known_network(&local.id) else { continue };
-        any |= gateway::goes_direct(&record);
-        wanted.extend(paths::direct_routes(agent, &record));
+        if gateway::goes_direct(&record) && !gives_way(agent, &record) {
+            uplinks.push(agent.networks.owner().uplink(record.id.as_str()));
+            routes.extend(paths::direct_routes(agent, &record));
+        }
     }
+    uplinks.sort_unstable();
     let mut present = agent.routers.direct.lock().await;
-    if !any && present.as_ref().is_some_and(Vec::is_empty) {
+    if uplinks.is_empty() && present.as_ref().is_some_and(|half| *half == Half::default()) {
         return;
     }
-    match direct_now(agent, wanted, keep, present.take()).await {
+    match settle_half(agent, routes, uplinks, keep, check, present.take()).await {
         Ok(now) => {
             *present = Some(now);
             agent.clear_warning(DIRECT);
         }
         Err(error) => agent.warn(
             DIRECT,
-            format!("packets that could go directly are encapsulated or lost: {error}"),
+            format!("packets that could go directly are encapsulated: {error}"),
             Some("it is tried again by itself".to_owned()),
         ),
     }
 }
 
-async fn direct_now(
+async fn settle_half(
     agent: &Agent,
     mut wanted: BTreeMap<IpNet, IpAddr>,
+    uplinks: Vec<String>,
     keep: bool,
-    present: Option<Vec<Direct>>,
-) -> Result<Vec<Direct>, link::Error> {
+    check: bool,
+    before: Option<Half>,
+) -> Result<Half, link::Error> {
     let host = host_netlink(agent).await?;
     let mut interfaces = Vec::new();
     for vtep in &agent.config.vteps {
@@ -240,14 +245,9 @@ async fn direct_now(
             interfaces.push(interface);
         }
     }
+    // A strict host takes hellos only where it would send its own.
     for (to, via) in paths::hello_routes(agent) {
-        let mut strict = interfaces.iter().filter(|it| it.address.is_ipv4() == via.is_ipv4());
-        let strict = strict.any(|it| {
-            link::run_in(host.namespace(), || direct::is_strict(&it.name)).unwrap_or(false)
-        });
-        if strict {
-            wanted.entry(to).or_insert(via);
-        }
+        wanted.entry(to).or_insert(via);
     }
     let mut routes: Vec<Direct> = Vec::with_capacity(wanted.len());
     for (to, via) in wanted {
@@ -257,21 +257,27 @@ async fn direct_now(
         });
         routes.extend(found.map(|found| Direct { to, via, interface: found.index }));
     }
-    let mut present = match present {
-        Some(present) => present,
+    let mut half = Half { routes, uplinks };
+    let present = match &before {
+        Some(before) => before.clone(),
         None => direct::present(&host).await?,
     };
     if keep {
-        let gone = |it: &&Direct| !routes.iter().any(|route| route.to == it.to);
-        let left: Vec<Direct> = present.iter().filter(gone).cloned().collect();
-        routes.extend(left);
+        let gone = |it: &&Direct| !half.routes.iter().any(|route| route.to == it.to);
+        let left: Vec<Direct> = present.routes.iter().filter(gone).cloned().collect();
+        half.routes.extend(left);
+        half.uplinks.extend(present.uplinks.iter().cloned());
     }
-    routes.sort_unstable();
-    present.sort_unstable();
-    if present != routes {
-        direct::settle(&host, &routes).await?;
+    half.routes.sort_unstable();
+    half.uplinks.sort_unstable();
+    half.uplinks.dedup();
+    if check || present != half {
+        let lost = direct::settle(&host, &half, before.as_ref()).await?;
+        if lost {
+            tracing::info!("somebody had removed routes to other hosts; they are there again");
+        }
     }
-    Ok(routes)
+    Ok(half)
 }
 
 /// Brings gateway and uplink of a network to what its record says.
@@ -351,7 +357,7 @@ async fn settle_locked(
         name,
         mtu: u32::from(local.mtu()),
         subnets: record.subnets.clone(),
-        direct: paths::direct_routes(agent, record).into_iter().map(|(to, _)| to).collect(),
+        direct: written_routes(agent, record).await,
         pools: Pools { v4: agent.config.uplink.ipv4, v6: agent.config.uplink.ipv6 },
     };
     if force || state.uplink.as_ref().is_none_or(|(before, _)| *before != wanted) {
@@ -361,6 +367,17 @@ async fn settle_locked(
     }
     state.seen = true;
     Ok(())
+}
+
+/// What the host sends on directly: the private namespace leads there what the host has routes to.
+async fn written_routes(agent: &Agent, record: &NetworkRecord) -> Vec<IpNet> {
+    let wanted = paths::direct_routes(agent, record).into_iter();
+    let half = agent.routers.direct.lock().await;
+    let Some(half) = &*half else { return Vec::new() };
+    let written = |(to, via): (IpNet, IpAddr)| {
+        half.routes.iter().any(|it| it.to == to && it.via == via).then_some(to)
+    };
+    wanted.filter_map(written).collect()
 }
 
 /// Addresses, routes and rules of a routed network's namespace.

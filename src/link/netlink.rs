@@ -4,15 +4,13 @@
 //! request has a deadline: an answer that cannot be decoded is dropped below us, and must not hang
 //! an attach. Dumps that the kernel marks as interrupted are read again.
 
+mod routes;
+
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use encap::MacAddr;
-use ipnet::IpNet;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -20,12 +18,13 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::route::{RouteMessage, RouteType};
+use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
+use rtnetlink::sys::AsyncSocket as _;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 
@@ -67,10 +66,15 @@ impl Netlink {
             let _context = runtime.enter();
             rtnetlink::new_connection()
         })?;
-        let (connection, handle, _) = opened.map_err(|source| Error::Netlink {
+        let (mut connection, handle, _) = opened.map_err(|source| Error::Netlink {
             doing: format!("open a netlink socket in {}", namespace.label()),
             source,
         })?;
+        // So that the kernel itself chooses what is asked for; an older one gives all, and we choose.
+        let strict = connection.socket_mut().socket_ref().set_netlink_get_strict_chk(true);
+        if let Err(error) = strict {
+            tracing::debug!(%error, "the kernel lists more than it is asked for");
+        }
         Ok(Self {
             handle,
             task: runtime.spawn(connection),
@@ -420,132 +424,6 @@ impl Netlink {
             _ => None,
         }))
     }
-
-    // ===== addresses and routes =====
-
-    /// All addresses, as (link index, address with prefix length).
-    ///
-    /// # Errors
-    /// See [`Netlink::links`].
-    pub async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, Error> {
-        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let answers = self.dump(message, "addresses").await?;
-        Ok(answers.iter().filter_map(as_address).collect())
-    }
-
-    /// Adds an address without duplicate address detection; one that the link has is no error.
-    pub(super) async fn address_add(&self, link: &Link, address: IpNet) -> Result<(), Error> {
-        self.address_add_with(link, address, AddressFlags::Nodad).await
-    }
-
-    /// As [`Netlink::address_add`], without the route that comes with an address.
-    pub(super) async fn address_add_bare(&self, link: &Link, address: IpNet) -> Result<(), Error> {
-        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
-        self.address_add_with(link, address, flags).await
-    }
-
-    async fn address_add_with(
-        &self,
-        link: &Link,
-        address: IpNet,
-        flags: AddressFlags,
-    ) -> Result<(), Error> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.prefix_len = address.prefix_len();
-        message.header.flags = AddressHeaderFlags::Nodad;
-        let ip = address.addr();
-        message.attributes.push(AddressAttribute::Local(ip));
-        message.attributes.push(AddressAttribute::Address(ip));
-        message.attributes.push(AddressAttribute::Flags(flags));
-        message.header.family = AddressFamily::Inet6;
-        match address {
-            IpNet::V4(net) => {
-                message.header.family = AddressFamily::Inet;
-                if net.prefix_len() < 31 {
-                    message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
-                }
-            }
-            IpNet::V6(net) if net.addr().is_unicast_link_local() => {
-                message.header.scope = AddressScope::Link;
-            }
-            IpNet::V6(_) => (),
-        }
-        let doing = || format!("add {address} to {} in {}", link.name, self.namespace.label());
-        let message = RouteNetlinkMessage::NewAddress(message);
-        match self.change(message, NLM_F_CREATE | NLM_F_EXCL, &doing).await {
-            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Removes an address; one that is gone already is no error.
-    pub(super) async fn address_delete(&self, link: &Link, address: IpNet) -> Result<(), Error> {
-        let mut message = AddressMessage::default();
-        message.header.index = link.index;
-        message.header.prefix_len = address.prefix_len();
-        message.header.family = match address {
-            IpNet::V4(_) => AddressFamily::Inet,
-            IpNet::V6(_) => AddressFamily::Inet6,
-        };
-        message.attributes.push(AddressAttribute::Local(address.addr()));
-        message.attributes.push(AddressAttribute::Address(address.addr()));
-        let doing = || format!("remove {address} from {} in {}", link.name, self.namespace.label());
-        match self.change(RouteNetlinkMessage::DelAddress(message), 0, &doing).await {
-            Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Adds a route, in the place of one to the same prefix with the same metric.
-    pub(super) async fn route_replace(
-        &self,
-        message: RouteMessage,
-        text: &str,
-    ) -> Result<(), Error> {
-        let doing = || format!("add route {text} in {}", self.namespace.label());
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.change(RouteNetlinkMessage::NewRoute(message), flags, &doing).await
-    }
-
-    /// Removes a route as it was read; one that is gone already is no error.
-    pub(super) async fn route_delete(
-        &self,
-        message: RouteMessage,
-        text: &str,
-    ) -> Result<(), Error> {
-        let doing = || format!("remove route {text} in {}", self.namespace.label());
-        match self.change(RouteNetlinkMessage::DelRoute(message), 0, &doing).await {
-            Err(error) if error.errno() == Some(libc::ESRCH) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Adds a route.
-    pub(super) async fn route_add(&self, message: RouteMessage, text: &str) -> Result<(), Error> {
-        let doing = || format!("add route {text} in {}", self.namespace.label());
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.change(RouteNetlinkMessage::NewRoute(message), flags, &doing).await
-    }
-
-    /// All routes of one family.
-    pub(super) async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        let answers = self.dump(RouteNetlinkMessage::GetRoute(message), "routes").await?;
-        Ok(answers.into_iter().filter_map(as_route).collect())
-    }
-
-    /// The route that the kernel takes, as asked in `message`.
-    pub(super) async fn route_get(
-        &self,
-        message: RouteMessage,
-        to: IpAddr,
-    ) -> Result<Option<RouteMessage>, Error> {
-        let doing = || format!("look up the route to {to} in {}", self.namespace.label());
-        let (answers, _) = self.exchange(RouteNetlinkMessage::GetRoute(message), 0, &doing).await?;
-        Ok(answers.into_iter().find_map(as_route))
-    }
 }
 
 fn fdb_message(link: &Link, mac: MacAddr) -> NeighbourMessage {
@@ -589,30 +467,4 @@ fn as_dropped(answer: &RouteNetlinkMessage) -> Option<u64> {
         LinkAttribute::Stats64(stats) => Some(stats.tx_dropped),
         _ => None,
     })
-}
-
-fn as_route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {
-    match answer {
-        RouteNetlinkMessage::NewRoute(message) => Some(message),
-        _ => None,
-    }
-}
-
-fn as_address(answer: &RouteNetlinkMessage) -> Option<(u32, IpNet)> {
-    let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
-    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
-        message.attributes.iter().find_map(wanted)
-    };
-    // On a point-to-point link `Address` is the other side, so `Local` comes first.
-    let ip = find(|attribute| match attribute {
-        AddressAttribute::Local(ip) => Some(*ip),
-        _ => None,
-    })
-    .or_else(|| {
-        find(|attribute| match attribute {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        })
-    })?;
-    Some((message.header.index, IpNet::new(ip, message.header.prefix_len).ok()?))
 }

@@ -1,4 +1,4 @@
-//! Addresses and routes of one link brought to what they shall be.
+//! Addresses and routes of one link, and routes of one table, brought to what they shall be.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,9 @@ use super::{Error, Netlink};
 
 /// What tells our routes from others in a namespace that is not ours (rtnetlink(7): numbers above
 /// RTPROT_STATIC are the administrator's).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x5b);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x5b);
+/// The table that is asked where no rule says otherwise.
+const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// One route through a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +46,15 @@ fn as_ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 impl Route {
-    fn message(&self, link: &Link) -> RouteMessage {
+    /// As a request, for a table and the interface that it leads through.
+    pub(super) fn message(&self, table: u32, interface: u32) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header.address_family = family(self.to.addr());
         message.header.destination_prefix_length = self.to.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        match u8::try_from(table) {
+            Ok(table) => message.header.table = table,
+            Err(_) => message.attributes.push(RouteAttribute::Table(table)),
+        }
         message.header.protocol = PROTOCOL;
         let on_link = self.via.is_none() && self.to.addr().is_ipv4();
         message.header.scope = if on_link { RouteScope::Link } else { RouteScope::Universe };
@@ -63,11 +69,12 @@ impl Route {
             message.attributes.push(RouteAttribute::PrefSource(source.into()));
         }
         message.attributes.push(RouteAttribute::Priority(self.metric));
-        message.attributes.push(RouteAttribute::Oif(link.index));
+        message.attributes.push(RouteAttribute::Oif(interface));
         message
     }
 
-    fn read(message: &RouteMessage) -> Option<Self> {
+    /// As the kernel tells of it.
+    pub(super) fn read(message: &RouteMessage) -> Option<Self> {
         let v6 = message.header.address_family == AddressFamily::Inet6;
         let mut to = if v6 { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
         let (mut via, mut source, mut metric) = (None, None, 0);
@@ -85,7 +92,8 @@ impl Route {
     }
 }
 
-fn device(message: &RouteMessage) -> Option<u32> {
+/// The interface that a route leads through.
+pub(super) fn device(message: &RouteMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
@@ -113,21 +121,11 @@ pub(super) async fn settle_routes(
     }
     for route in wanted {
         if !present.iter().any(|(found, _)| found == route) {
-            netlink.route_replace(route.message(link), &route.to.to_string()).await?;
+            let message = route.message(MAIN, link.index);
+            netlink.route_replace(message, &route.to.to_string()).await?;
         }
     }
     Ok(())
-}
-
-/// All our routes, with the interfaces that they lead through.
-pub(super) async fn our_routes(netlink: &Netlink) -> Result<Vec<(u32, Route)>, Error> {
-    let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let routes = netlink.routes(family).await?.into_iter();
-        let ours = routes.filter(|message| message.header.protocol == PROTOCOL);
-        found.extend(ours.filter_map(|it| Some((device(&it)?, Route::read(&it)?))));
-    }
-    Ok(found)
 }
 
 /// Makes `wanted` exactly the addresses of `link`, without routes of their own.

@@ -136,7 +136,7 @@ pub fn direct_routes(agent: &Agent, record: &NetworkRecord) -> Vec<(IpNet, IpAdd
 }
 
 /// Where direct hellos come from, by the VTEPs of their senders. A host that refuses what it would not
-/// answer by the same interface needs routes to them, before anything else goes that way.
+/// answer by the same interface (`rp_filter`) needs routes to them, before anything else goes that way.
 #[must_use]
 pub fn hello_routes(agent: &Agent) -> Vec<(IpNet, IpAddr)> {
     let entries = agent.paths.lock();
