@@ -94,10 +94,15 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Writes the packet that says so from `source` to `destination` and gives its length; `None` when
-    /// the two are not of one family or `out` has less than [`PACKET_MAX`] bytes.
+    /// Writes the packet that says so from `source`, with any UDP port, to `destination` and gives its
+    /// length; `None` when the two are not of one family or `out` has less than [`PACKET_MAX`] bytes.
     #[must_use]
-    pub fn emit(&self, source: IpAddr, destination: IpAddr, out: &mut [u8]) -> Option<usize> {
+    pub fn emit(
+        &self,
+        (source, port): (IpAddr, u16),
+        destination: IpAddr,
+        out: &mut [u8],
+    ) -> Option<usize> {
         let len = udp::HEADER_LEN + PAYLOAD_LEN;
         let (pseudo, start) = match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -133,7 +138,7 @@ impl Hello {
         };
         let datagram = out.get_mut(start..start + len)?;
         let (header, payload) = datagram.split_first_chunk_mut::<{ udp::HEADER_LEN }>()?;
-        *header = udp::emit(PORT, PORT, PAYLOAD_LEN)?;
+        *header = udp::emit(port, PORT, PAYLOAD_LEN)?;
         payload.copy_from_slice(&self.payload());
         let sum = pseudo.u16(u16::from(udp::PROTOCOL)).u16(len as u16).bytes(datagram);
         datagram.get_mut(6..8)?.copy_from_slice(&sum.finish_udp().to_be_bytes());
@@ -243,7 +248,7 @@ mod tests {
         ];
         for (source, destination) in pairs {
             let mut out = [0; PACKET_MAX];
-            let len = hello().emit(source, destination, &mut out).unwrap();
+            let len = hello().emit((source, PORT), destination, &mut out).unwrap();
             assert_eq!(packet(&out[..len]), Some((source, destination, hello())));
             for at in 0..len {
                 let mut bad = out;
@@ -254,10 +259,10 @@ mod tests {
                 assert!(read.is_none() || free, "{at}: {read:?}");
                 assert_eq!(packet(&out[..at]), None);
             }
-            assert_eq!(hello().emit(source, destination, &mut out[..len - 1]), None);
+            assert_eq!(hello().emit((source, PORT), destination, &mut out[..len - 1]), None);
         }
         let [(v4, _), (v6, _)] = pairs;
-        assert_eq!(hello().emit(v4, v6, &mut [0; PACKET_MAX]), None);
+        assert_eq!(hello().emit((v4, PORT), v6, &mut [0; PACKET_MAX]), None);
     }
 
     #[test]

@@ -116,8 +116,9 @@ pub fn is_routed(network: &NetworkRecord) -> bool {
 #[must_use]
 pub fn has_host_endpoints(network: &NetworkRecord) -> bool {
     if network.mode.is_routed() {
-        // Hosts that look for the best way ask each other from there.
-        return reaches_hosts(network) || network.options.encapsulate == Some(Encapsulate::Auto);
+        // Where packets go as they are it tells the others that a host takes them; and hosts that look
+        // for the best way ask each other from there.
+        return reaches_hosts(network) || goes_direct(network);
     }
     let own = own(network);
     let several =

@@ -420,19 +420,24 @@ impl Tables {
         inner.reconciler.has_ways(&inner.view)
     }
 
-    /// What other hosts have of a routed network.
+    /// The routes of a routed network, sorted: each with the host that has it and the VTEP that this is
+    /// reached by, or none of what is here.
     #[must_use]
-    pub fn elsewhere(&self, network: &NetworkId) -> Vec<(IpNet, HostName)> {
+    pub fn routes(&self, network: &NetworkId) -> Vec<(IpNet, Option<(HostName, IpAddr)>)> {
         let inner = self.lock();
         let Some(key) = inner.reconciler.network_key(network) else { return Vec::new() };
         let tables = inner.writer.working().network(key);
         let routes = tables.into_iter().flat_map(|tables| tables.routes());
-        let of = |(prefix, route): (fdb::Prefix, &fdb::Route)| match route.place {
-            Place::Local => None,
-            Place::Vtep(vtep) => {
-                let net = IpNet::new(prefix.address(), prefix.len()).ok()?;
-                Some((net, inner.reconciler.host_of(vtep)?.clone()))
-            }
+        let of = |(prefix, route): (fdb::Prefix, &fdb::Route)| {
+            let net = IpNet::new(prefix.address(), prefix.len()).ok()?;
+            let place = match route.place {
+                Place::Local => None,
+                Place::Vtep(vtep) => {
+                    let host = inner.reconciler.host_of(vtep)?;
+                    Some((host.clone(), inner.reconciler.vtep_address(host)?))
+                }
+            };
+            Some((net, place))
         };
         let mut found: Vec<_> = routes.filter_map(of).collect();
         found.sort_unstable();

@@ -18,9 +18,11 @@
 //! from the interface that a packet leaves by, so it finds these routes too
 //! (net/ipv4/fib_frontend.c, `__fib_validate_source`).
 //!
-//! The uplink leads to the host and back; these routes are the other half. They come before those in
-//! the private namespace and go after them: without them a packet would come back by the uplink,
-//! where the rules ([`super::firewall`]) end it.
+//! The uplink leads to the host and back; these routes are the other half. All hosts of the subnet have
+//! them, also those that packets are encapsulated to: the private namespace alone says which way is
+//! taken, and what a host sends as it is passes the check while this one still encapsulates. They come
+//! before those in the private namespace and go after them: without them a packet would come back
+//! by the uplink, where the rules ([`super::firewall`]) end it.
 //!
 //! Routes and rules stay when the agent ends, as everything that carries packets does, and are found
 //! by the next one. Others take them away (an interface that is set down, a network manager that
@@ -74,20 +76,34 @@ impl Half {
     }
 }
 
-/// Makes the host's half as `wanted`, where it is not. Returns whether anything was missing of what an
-/// earlier call had made, which `before` says.
+/// What became of making the host's half as it shall be.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// Something was missing that an earlier call had made.
+    pub lost: bool,
+    /// Routes that the kernel refused; all others are there.
+    pub refused: Vec<Direct>,
+    /// Why it refused the first of them.
+    pub error: Option<Error>,
+}
+
+/// Makes the host's half as `wanted`, where it is not; `before` is what an earlier call has made.
 ///
 /// # Errors
-/// `Netlink`, `Timeout`.
-pub async fn settle(host: &Netlink, wanted: &Half, before: Option<&Half>) -> Result<bool, Error> {
-    let mut lost = false;
+/// `Netlink`, `Timeout`, for all but single routes.
+pub async fn settle(
+    host: &Netlink,
+    wanted: &Half,
+    before: Option<&Half>,
+) -> Result<Settled, Error> {
+    let mut settled = Settled::default();
     for family in FAMILIES {
-        lost |= settle_routes(host, family, &wanted.routes, before).await?;
+        settle_routes(host, family, &wanted.routes, before, &mut settled).await?;
         // Nothing is asked for a family that no route has.
         let uplinks: &[String] = if wanted.has(family) { &wanted.uplinks } else { &[] };
-        lost |= settle_rules(host, family, uplinks, before).await?;
+        settled.lost |= settle_rules(host, family, uplinks, before).await?;
     }
-    Ok(lost)
+    Ok(settled)
 }
 
 async fn settle_routes(
@@ -95,7 +111,8 @@ async fn settle_routes(
     family: AddressFamily,
     wanted: &[Direct],
     before: Option<&Half>,
-) -> Result<bool, Error> {
+    settled: &mut Settled,
+) -> Result<(), Error> {
     let mut present = Vec::new();
     for message in host.routes_of(family, TABLE).await? {
         let found = read(&message);
@@ -105,17 +122,20 @@ async fn settle_routes(
             None => host.route_delete(message, "of packets that went directly").await?,
         }
     }
-    let mut lost = false;
     let v6 = family == AddressFamily::Inet6;
     let of_family = wanted.iter().filter(|direct| direct.to.addr().is_ipv6() == v6);
     for direct in of_family.filter(|direct| !present.contains(direct)) {
-        lost |= before.is_some_and(|before| before.routes.contains(direct));
+        settled.lost |= before.is_some_and(|before| before.routes.contains(direct));
         let (to, via) = (direct.to, Some(direct.via));
         let route = Route { to, via, source: None, metric: METRIC };
         let message = route.message(TABLE, direct.interface);
-        host.route_replace(message, &format!("{to} via {}", direct.via)).await?;
+        // One that the kernel refuses (an interface that is down) says nothing of the others.
+        if let Err(error) = host.route_replace(message, &format!("{to} via {}", direct.via)).await {
+            settled.refused.push(direct.clone());
+            settled.error.get_or_insert(error);
+        }
     }
-    Ok(lost)
+    Ok(())
 }
 
 async fn settle_rules(

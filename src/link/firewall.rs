@@ -5,9 +5,12 @@
 //! One table of the `inet` family for each agent, replaced whole in one transaction:
 //!
 //! ```text
+//!   prerouting    within a network whose packets go as they are: not tracked. The two directions,
+//!                 and the packets before and after, may go another way
 //!   forward       between two networks: never. Out: only where masquerading is on. In: what
 //!                 belongs to a connection from inside, or was sent in by a port forwarding.
-//!                 Within a network whose packets need not be encapsulated: all
+//!                 Within a network whose packets go as they are, by the underlay's interfaces: all,
+//!                 and errors about them
 //!   input         from a network without access to its host: nothing new
 //!   output        to such a network: nothing new
 //!   postrouting   masquerade; UDP with source ports that none of this host's own senders has
@@ -64,6 +67,8 @@ pub struct Rules {
     pub owner: Owner,
     /// For these networks, sorted.
     pub ways: Vec<Way>,
+    /// Names of the interfaces that other hosts' packets come by as they are, sorted.
+    pub underlays: Vec<String>,
     /// Source ports for masqueraded UDP.
     pub udp_ports: RangeInclusive<u16>,
 }
@@ -112,6 +117,7 @@ impl Rules {
         };
         line(format_args!("add table inet {name}"));
         for (chain, kind, priority) in [
+            ("prerouting", "filter hook prerouting", -300),
             ("forward", "filter hook forward", 0),
             ("input", "filter hook input", 0),
             ("output", "filter hook output", 0),
@@ -126,11 +132,30 @@ impl Rules {
         };
         let (from, to) = (format!("iifname \"{ours}*\""), format!("oifname \"{ours}*\""));
         rule("forward", format_args!("{from} oifname \"{UPLINK}*\" counter drop"));
-        for way in self.ways.iter().filter(|way| way.direct) {
+        let quoted: Vec<String> = self.underlays.iter().map(|name| format!("\"{name}\"")).collect();
+        let underlays = format!("{{ {} }}", quoted.join(", "));
+        for way in self.ways.iter().filter(|way| way.direct && !quoted.is_empty()) {
+            let uplink = &way.uplink;
             for (word, set) in way.sets() {
-                let within = format!("{word} saddr {{ {set} }} {word} daddr {{ {set} }} accept");
-                rule("forward", format_args!("iifname \"{}\" {within}", way.uplink));
-                rule("forward", format_args!("oifname \"{}\" {within}", way.uplink));
+                let within = format!("{word} saddr {{ {set} }} {word} daddr {{ {set} }}");
+                let (out, back) = (
+                    format!("iifname \"{uplink}\" oifname {underlays}"),
+                    format!("iifname {underlays} oifname \"{uplink}\""),
+                );
+                rule("prerouting", format_args!("iifname \"{uplink}\" {within} notrack"));
+                rule("prerouting", format_args!("iifname {underlays} {within} notrack"));
+                rule("forward", format_args!("{out} {within} accept"));
+                rule("forward", format_args!("{back} {within} accept"));
+                let errors = match word {
+                    "ip" => {
+                        "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+                    }
+                    _ => {
+                        "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, \
+                         parameter-problem }"
+                    }
+                };
+                rule("forward", format_args!("{back} {word} daddr {{ {set} }} {errors} accept"));
             }
         }
         for way in self.ways.iter().filter(|way| way.masquerade) {
@@ -255,7 +280,8 @@ mod tests {
             host_access,
             direct,
         };
-        Rules { owner, ways: vec![way], udp_ports: 4790..=32767 }.script()
+        let underlays = vec!["eth0".to_owned(), "eth1".to_owned()];
+        Rules { owner, ways: vec![way], underlays, udp_ports: 4790..=32767 }.script()
     }
 
     #[test]
@@ -274,7 +300,11 @@ mod tests {
         let text = with_direct(true, false, true);
         let forward: Vec<&str> = text.lines().filter(|line| line.contains(" forward ")).collect();
         let at = |part: &str| forward.iter().position(|line| line.contains(part)).unwrap();
-        let passes = at("ip6 saddr { 2001:db8::/64 } ip6 daddr { 2001:db8::/64 } accept");
+        let within = "ip6 saddr { 2001:db8::/64 } ip6 daddr { 2001:db8::/64 }";
+        let passes = at(&format!("{within} accept"));
+        // Only by the underlay: any other interface could claim to be a host.
+        assert!(forward[passes].contains("{ \"eth0\", \"eth1\" }"), "{}", forward[passes]);
+        assert!(text.contains(&format!("iifname {{ \"eth0\", \"eth1\" }} {within} notrack")));
         // Never from one network to another, but before anything else is ended.
         assert!(at("oifname \"sky*\" counter drop") < passes);
         assert!(passes < forward.iter().rposition(|line| line.ends_with("drop")).unwrap());

@@ -49,6 +49,8 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const GATEWAY_MAC: MacAddr = MacAddr([0x02, b's', b'k', b'y', 0, 1]);
 /// Metric of the routes of subnets.
 const METRIC: u32 = 100;
+/// Metric of what lies in other routes; the route to a sandbox of this host comes before it.
+const METRIC_EXCEPT: u32 = 200;
 
 /// Settings of the whole namespace, before there is a device in it.
 const SETTINGS: [(&str, &str); 11] = [
@@ -81,6 +83,8 @@ pub struct RoutedLink {
 pub struct Inside {
     /// The network's subnets.
     pub subnets: Vec<IpNet>,
+    /// What the switch carries although it lies in what goes as it is ([`super::direct`]).
+    pub except: Vec<IpNet>,
     /// Addresses that the network's record calls gateways: every host answers to them.
     pub gateways: Vec<IpAddr>,
     /// This host's own addresses in the network; may be empty.
@@ -96,8 +100,9 @@ fn single(ip: IpAddr) -> IpNet {
 
 impl Inside {
     fn routes(&self) -> Vec<Route> {
-        let route = |to: IpNet| Route { to, via: None, source: None, metric: METRIC };
-        self.subnets.iter().copied().map(route).collect()
+        let route = |to: IpNet, metric| Route { to, via: None, source: None, metric };
+        let subnets = self.subnets.iter().map(|to| route(*to, METRIC));
+        subnets.chain(self.except.iter().map(|to| route(*to, METRIC_EXCEPT))).collect()
     }
 
     /// Whether the rules of the namespace would be the same.

@@ -100,20 +100,31 @@ pub(super) fn device(message: &RouteMessage) -> Option<u32> {
     })
 }
 
+/// Our routes through `link`, with what the kernel says of them.
+async fn present(netlink: &Netlink, link: &Link) -> Result<Vec<(Route, RouteMessage)>, Error> {
+    let mut present = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for message in netlink.routes_of(family, MAIN).await? {
+            if message.header.protocol == PROTOCOL && device(&message) == Some(link.index) {
+                present.extend(Route::read(&message).map(|route| (route, message)));
+            }
+        }
+    }
+    Ok(present)
+}
+
+/// Our routes through `link`.
+pub(super) async fn our_routes(netlink: &Netlink, link: &Link) -> Result<Vec<Route>, Error> {
+    Ok(present(netlink, link).await?.into_iter().map(|(route, _)| route).collect())
+}
+
 /// Makes `wanted` exactly our routes through `link`.
 pub(super) async fn settle_routes(
     netlink: &Netlink,
     link: &Link,
     wanted: &[Route],
 ) -> Result<(), Error> {
-    let mut present = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for message in netlink.routes(family).await? {
-            if message.header.protocol == PROTOCOL && device(&message) == Some(link.index) {
-                present.extend(Route::read(&message).map(|route| (route, message)));
-            }
-        }
-    }
+    let present = present(netlink, link).await?;
     for (route, message) in &present {
         if !wanted.contains(route) {
             netlink.route_delete(message.clone(), &route.to.to_string()).await?;
@@ -155,14 +166,12 @@ pub(super) async fn rivals(
     subnet: IpNet,
     own: Option<u32>,
 ) -> Result<Option<(IpNet, u32)>, Error> {
-    let found = netlink.routes(family(subnet.addr())).await?.into_iter().find_map(|message| {
-        let main = message.header.table == RouteHeader::RT_TABLE_MAIN;
+    let all = netlink.routes_of(family(subnet.addr()), MAIN).await?;
+    let found = all.into_iter().find_map(|message| {
         let index = device(&message)?;
         let route = Route::read(&message)?;
-        let rival = main
-            && message.header.protocol != PROTOCOL
-            && Some(index) != own
-            && subnet.contains(&route.to);
+        let rival =
+            message.header.protocol != PROTOCOL && Some(index) != own && subnet.contains(&route.to);
         rival.then_some((route.to, index))
     });
     Ok(found)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric};
 
+use super::view::Link;
 use super::{Addresses, Error, NetNs, Netlink};
 
 /// The interface that has a VTEP address.
@@ -24,6 +25,19 @@ pub struct Interface {
     pub operational: bool,
 }
 
+impl Interface {
+    fn of(link: &Link, address: IpAddr, prefix_len: u8) -> Self {
+        Self {
+            index: link.index,
+            name: link.name.clone(),
+            mtu: link.mtu,
+            address,
+            prefix_len,
+            operational: link.up && link.operational,
+        }
+    }
+}
+
 /// The way that the kernel takes to another VTEP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Path {
@@ -32,6 +46,21 @@ pub struct Path {
     /// IP MTU in bytes: the route's where it has one (path MTU discovery included), else the
     /// interface's.
     pub mtu: u32,
+}
+
+/// The interfaces that have `addresses`, of those that any has.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn interfaces(netlink: &Netlink, addresses: &[IpAddr]) -> Result<Vec<Interface>, Error> {
+    let present = netlink.addresses().await?;
+    let links = netlink.links().await?;
+    let of = |address: &IpAddr| {
+        let (index, found) = present.iter().find(|(_, found)| found.addr() == *address)?;
+        let link = links.iter().find(|link| link.index == *index)?;
+        Some(Interface::of(link, *address, found.prefix_len()))
+    };
+    Ok(addresses.iter().filter_map(of).collect())
 }
 
 /// Finds the interface that has `address` in `namespace`.
@@ -58,14 +87,7 @@ pub async fn interface(namespace: &NetNs, address: IpAddr) -> Result<Interface, 
         let present = usable.map(|(index, present)| (name(*index), *present)).collect();
         return Err(Error::NoSuchAddress { address, present: Addresses(present) });
     };
-    Ok(Interface {
-        index: link.index,
-        name: link.name.clone(),
-        mtu: link.mtu,
-        address,
-        prefix_len: present.prefix_len(),
-        operational: link.up && link.operational,
-    })
+    Ok(Interface::of(link, address, present.prefix_len()))
 }
 
 /// Looks up the way from `source` to the VTEP `to` in `namespace`; `None` when there is no route.

@@ -21,7 +21,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::LinkAttribute;
 
 use super::endpoint::link_local;
-use super::routing::{Route, rivals, settle_addresses, settle_routes};
+use super::routing::{Route, our_routes, rivals, settle_addresses, settle_routes};
 use super::view::{Kind, Link};
 use super::{Error, Netlink, run_in, sysctl};
 
@@ -80,6 +80,10 @@ pub async fn settle(inside: &Netlink, host: &Netlink, wanted: &Uplink) -> Result
     let (near, far) = ends(inside, host, wanted).await?;
     for subnet in &wanted.subnets {
         if let Some((route, index)) = rivals(host, *subnet, Some(far.index)).await? {
+            // Nothing goes as it is where the answers would not come back.
+            let mut kept = our_routes(inside, &near).await?;
+            kept.retain(|route| !is_direct(route));
+            settle_routes(inside, &near, &kept).await?;
             let links = host.links().await?;
             let ifname = links.into_iter().find(|link| link.index == index);
             let ifname = ifname.map_or_else(|| format!("interface {index}"), |link| link.name);
@@ -131,6 +135,20 @@ pub async fn settle(inside: &Netlink, host: &Netlink, wanted: &Uplink) -> Result
     }));
     settle_routes(host, &far, &back).await?;
     Ok(pairs)
+}
+
+/// What goes out by the uplink of a private namespace although it is in its subnets, as it is now.
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub async fn direct(inside: &Netlink) -> Result<Vec<IpNet>, Error> {
+    let Some(near) = inside.link(INSIDE).await? else { return Ok(Vec::new()) };
+    let routes = our_routes(inside, &near).await?.into_iter();
+    Ok(routes.filter(is_direct).map(|route| route.to).collect())
+}
+
+fn is_direct(route: &Route) -> bool {
+    route.via.is_some() && route.to.prefix_len() > 0
 }
 
 /// Removes an uplink by the name of its end in the host's namespace. Returns whether there was one.

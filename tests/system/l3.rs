@@ -82,7 +82,7 @@ fn text(value: &Value) -> &str {
 }
 
 /// Where the longest route to an address leads on a host: a host's name, if any.
-fn route_to(agent: &Agent, ip: IpAddr) -> Option<String> {
+pub(crate) fn route_to(agent: &Agent, ip: IpAddr) -> Option<String> {
     let routes = agent.json(&["routes", RED]);
     let prefix = |route: &Value| {
         text(&route["prefix"])

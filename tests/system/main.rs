@@ -9,6 +9,7 @@
 
 mod attach;
 mod bounds;
+mod direct;
 mod docker;
 mod errors;
 mod faults;
@@ -59,6 +60,7 @@ fn main() {
     local::register(&mut suite);
     l3::register(&mut suite);
     paths::register(&mut suite);
+    direct::register(&mut suite);
     moves::register(&mut suite);
     flood::register(&mut suite);
     outside::register(&mut suite);

@@ -10,9 +10,11 @@ use testkit::{Agent, AgentSpec, Cap, Capture, Container, Family, Lab, Store, Sui
 use crate::support::{carry, measured};
 
 const CAPS: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Tcpdump];
-const RED: &str = "red";
+pub(crate) const RED: &str = "red";
 /// How long a change of the way may take: ten times what is promised.
-const ALLOWED: Duration = Duration::from_secs(30);
+pub(crate) const ALLOWED: Duration = Duration::from_secs(30);
+/// The table that only uplinks ask.
+pub(crate) const TABLE: &str = "23387";
 /// What a tunnel's packets are on the wire, but not the hosts' own hellos.
 const ENCAPSULATED: &str = "(ip proto 4 or ip proto 41 or udp portrange 4760-4761) and greater 300";
 
@@ -25,7 +27,7 @@ pub(crate) fn register(suite: &mut Suite) {
 }
 
 /// Takes host `index` to a subnet of its own, which the switch routes to; gives its new address.
-fn apart(lab: &Lab, index: usize) -> std::net::IpAddr {
+pub(crate) fn apart(lab: &Lab, index: usize) -> std::net::IpAddr {
     let switch = lab.switch();
     if !switch.ip("addr show dev br0").contains("203.0.113.254") {
         switch.sysctl("net/ipv4/ip_forward", "1");
@@ -46,7 +48,11 @@ fn apart(lab: &Lab, index: usize) -> std::net::IpAddr {
 }
 
 /// Agents on two or three hosts, the last one in another subnet if `distant`, and a container each.
-fn red(hosts: usize, distant: bool, options: &[&str]) -> (Lab, Vec<Agent>, Vec<Container>) {
+pub(crate) fn red(
+    hosts: usize,
+    distant: bool,
+    options: &[&str],
+) -> (Lab, Vec<Agent>, Vec<Container>) {
     let lab = Lab::with_hosts(hosts).build();
     let mut specs: Vec<AgentSpec> =
         (1..=hosts).map(|host| lab.spec(host, Store::Embedded, Family::V4)).collect();
@@ -65,7 +71,7 @@ fn red(hosts: usize, distant: bool, options: &[&str]) -> (Lab, Vec<Agent>, Vec<C
     (lab, agents, containers)
 }
 
-fn path_of(agent: &Agent, to: &Agent) -> Value {
+pub(crate) fn path_of(agent: &Agent, to: &Agent) -> Value {
     let hosts = agent.json(&["hosts"]);
     let mut hosts = hosts.as_array().into_iter().flatten();
     hosts.find(|host| host["name"] == to.name()).map_or(Value::Null, |host| host["path"].clone())
@@ -73,7 +79,7 @@ fn path_of(agent: &Agent, to: &Agent) -> Value {
 
 /// Waits until two agents use `way` to each other, and says how long that took.
 #[track_caller]
-fn wait_for(way: &str, [a, b]: [&Agent; 2]) -> Duration {
+pub(crate) fn wait_for(way: &str, [a, b]: [&Agent; 2]) -> Duration {
     let began = Instant::now();
     wait_until(&format!("both use {way}"), ALLOWED, || {
         let both = [path_of(a, b), path_of(b, a)];
@@ -83,7 +89,7 @@ fn wait_for(way: &str, [a, b]: [&Agent; 2]) -> Duration {
 }
 
 /// Drops packets in the underlay: `rule` says which.
-fn cut(lab: &Lab, rule: &str) {
+pub(crate) fn cut(lab: &Lab, rule: &str) {
     let table = |family: &str| {
         format!(
             "table {family} lab_cut {{
@@ -96,7 +102,7 @@ fn cut(lab: &Lab, rule: &str) {
     }
 }
 
-fn mend(lab: &Lab) {
+pub(crate) fn mend(lab: &Lab) {
     for family in ["bridge", "inet"] {
         let _ = lab.switch().exec("nft", &["delete", "table", family, "lab_cut"]);
     }
@@ -110,7 +116,12 @@ fn received(container: &Container) -> u64 {
 }
 
 /// A stream of datagrams both ways while `work` goes on: the longest pause of each.
-fn under_traffic(lab: &Lab, a: &Container, b: &Container, work: impl FnOnce()) -> [f64; 2] {
+pub(crate) fn under_traffic(
+    lab: &Lab,
+    a: &Container,
+    b: &Container,
+    work: impl FnOnce(),
+) -> [f64; 2] {
     let stop = Instant::now();
     let flows = [(a, b, "there"), (b, a, "back")].map(|(from, to, name)| {
         let port = traffic::next_port();
@@ -221,12 +232,40 @@ fn one_subnet() {
     carry(&lab, &ends[1], &ends[0], 2_000_000);
     // What was made in the host's namespace goes with the agent, and with this one the store.
     agents[1].allow_log("store");
-    let routes = || lab.host(1).netns().ip("route show proto 0x5b");
-    assert!(routes().contains("via 192.0.2.2"), "{}", routes());
+    assert!(host_half(&lab, 1).contains("via 192.0.2.2"), "{}", host_half(&lab, 1));
     agents[0].stop();
     let report = agents[0].clean_up();
     assert!(report.stdout.contains("direct routes"), "{report:?}");
-    assert_eq!(routes(), "");
+    assert_eq!(host_half(&lab, 1), "");
+}
+
+/// Our routes and rules in a host's namespace for packets that go as they are.
+pub(crate) fn host_half(lab: &Lab, host: usize) -> String {
+    let netns = lab.host(host).netns();
+    let rules = netns.ip("rule show");
+    let rules: Vec<&str> = rules.lines().filter(|line| line.contains("iif sky")).collect();
+    let routes = netns.try_exec("ip", &["route", "show", "table", TABLE]).stdout;
+    format!("{}{routes}", rules.join("\n"))
+}
+
+/// Waits until a host sends what is for a container of `RED` as it is, or in a tunnel.
+#[track_caller]
+pub(crate) fn wait_direct(agent: &Agent, to: &Container, direct: bool) {
+    wait_direct_in(agent, RED, to, direct);
+}
+
+/// The same of any network.
+#[track_caller]
+pub(crate) fn wait_direct_in(agent: &Agent, network: &str, to: &Container, direct: bool) {
+    let to = to.address(Family::V4).to_string();
+    let by = if direct { "dev up0" } else { "dev tun0" };
+    let inspected = agent.json(&["network", "inspect", network]);
+    let inside = inspected["local"]["namespace"].as_str().unwrap_or_default().to_owned();
+    let inside = format!("--net={inside}");
+    wait_until(&format!("{} sends to {to} by {by}", agent.name()), ALLOWED, || {
+        let route = agent.netns().exec("nsenter", &[&inside, "ip", "route", "get", &to]);
+        route.contains(by).then_some(())
+    });
 }
 
 /// Hosts of one subnet reach each other directly and nobody is asked; another one by the tunnel.
@@ -236,10 +275,13 @@ fn cross_subnet() {
     wait_until("the far one is known", ALLOWED, || {
         (path_of(&agents[0], &agents[2])["why"] == "another underlay subnet").then_some(())
     });
+    assert_eq!(path_of(&agents[0], &agents[2])["used"], "ipip");
     let reached = |from: &Container, to: &Container| {
         traffic::reaches(from.netns(), to.address(Family::V4)).then_some(())
     };
     wait_until("the near one is reached", ALLOWED, || reached(&ends[0], &ends[1]));
+    wait_direct(&agents[0], &ends[1], true);
+    wait_direct(&agents[1], &ends[0], true);
     let hellos = "udp port 4759 or udp port 4760 and less 200";
     let wire = |name: &str, filter: &str| {
         Capture::start(lab.host(1).netns(), "eth0", filter, &lab.logs(), name)
@@ -300,9 +342,8 @@ fn the_option_changes() {
     set("always");
     wait_until("there is one way again", ALLOWED, || {
         let gone = [path_of(both[0], both[1]), path_of(both[1], both[0])];
-        let routes = [1, 2].map(|host| lab.host(host).netns().ip("route show proto 0x5b"));
         let none =
-            gone.iter().all(Value::is_null) && routes.iter().all(|it| !it.contains("via 192"));
+            gone.iter().all(Value::is_null) && [1, 2].iter().all(|it| host_half(&lab, *it) == "");
         none.then_some(())
     });
     carry(&lab, &ends[0], &ends[1], 1_000_000);

@@ -15,7 +15,12 @@
 //! [`pair`] decides, `wire` sends, [`peers`] knows to whom. Everything here is control: packets go
 //! on by the way that was last chosen, whatever becomes of this task or of the agent.
 //!
-//! With `encapsulate=cross-subnet` nothing is asked: hosts of one subnet reach each other directly.
+//! With `encapsulate=cross-subnet` nothing is asked: hosts of one subnet reach each other directly. In
+//! either case a host says that it takes packets of a network as they are by having an endpoint of its
+//! own there ([`super::routers`]), and gets none before.
+//!
+//! An agent that starts finds the routes of the kernel by which packets go directly. They stay as they
+//! are until something is known of the host that they lead to.
 //!
 //! The pause grows with the number of hosts, so that an agent sends at most a thousand hellos a second;
 //! what takes three seconds among a hundred hosts takes longer among a thousand.
@@ -24,7 +29,7 @@ pub mod pair;
 pub mod peers;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,7 +43,7 @@ use membership::record::{Encapsulate, NetworkRecord};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
-use crate::link::{self, NetNs};
+use crate::link::{self, NetNs, NetNsId};
 use pair::{Pair, Why};
 use peers::Peer;
 use wire::Sender;
@@ -53,6 +58,10 @@ const RATE: u64 = 1_000;
 const GATHER: Millis = Millis(500);
 /// How often the interfaces of the VTEPs are looked at.
 const LOOK: Millis = Millis(2_000);
+/// How long after the start routes of an earlier run stay where nothing is known of their host.
+const INHERITED: Millis = Millis(30_000);
+/// Direct hellos that one address of this host takes in at a turn: those of a thousand hosts.
+const HELLOS: usize = 1_024;
 /// What needs attention.
 const UNPROBED: &str = "paths";
 
@@ -80,6 +89,8 @@ pub struct Path {
 #[derive(Debug, Default)]
 pub struct Paths {
     entries: Mutex<BTreeMap<HostName, Entry>>,
+    /// What went directly when this agent started.
+    inherited: Mutex<BTreeMap<NetworkId, BTreeSet<IpNet>>>,
 }
 
 impl Paths {
@@ -96,7 +107,11 @@ impl Paths {
         let since = Duration::from_millis(now.since(since).0);
         if !entry.peer.probed {
             let same = entry.peer.same_subnet;
-            let used = if same { Way::Direct } else { used };
+            let used = match (same, entry.peer.plainly_ipip) {
+                (true, _) => Way::Direct,
+                (false, true) => Way::IpIp,
+                (false, false) => used,
+            };
             let why = if same { "same underlay subnet" } else { "another underlay subnet" };
             return Some(Path { used, why: why.to_owned(), since, ways: Vec::new() });
         }
@@ -106,33 +121,87 @@ impl Paths {
         Some(Path { used, why: text(why), since, ways })
     }
 
-    /// The VTEP to which packets of a network for this host go as they are; `None` when they are
-    /// encapsulated.
-    #[must_use]
-    pub fn direct(&self, record: &NetworkRecord, host: &HostName) -> Option<IpAddr> {
+    /// Whether packets of a network for this host go as they are; `None` while nothing is known of it.
+    fn is_direct(&self, record: &NetworkRecord, host: &HostName) -> Option<bool> {
         let entries = self.lock();
-        let entry = entries.get(host).filter(|entry| entry.peer.same_subnet)?;
-        let direct = match peers::encapsulate(record)? {
-            Encapsulate::Always => false,
-            Encapsulate::Auto => entry.pair.used().0 == Way::Direct,
-            Encapsulate::CrossSubnet => true,
-        };
-        direct.then_some(entry.peer.vtep)
+        let entry = entries.get(host)?;
+        if !entry.peer.same_subnet || !entry.peer.is_ready(&record.id) {
+            return Some(false);
+        }
+        Some(match peers::encapsulate(record) {
+            None | Some(Encapsulate::Always) => false,
+            Some(Encapsulate::Auto) => entry.pair.used().0 == Way::Direct,
+            Some(Encapsulate::CrossSubnet) => true,
+        })
+    }
+
+    /// The VTEP of a host on this one's subnet.
+    fn neighbor(&self, host: &HostName) -> Option<IpAddr> {
+        let entries = self.lock();
+        entries.get(host).filter(|entry| entry.peer.same_subnet).map(|entry| entry.peer.vtep)
+    }
+
+    fn inherited(&self) -> std::sync::MutexGuard<'_, BTreeMap<NetworkId, BTreeSet<IpNet>>> {
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what packets of a network go directly to, as an earlier run of this host has left it.
+    pub fn inherit(&self, network: &NetworkId, routes: impl IntoIterator<Item = IpNet>) {
+        self.inherited().entry(network.clone()).or_insert_with(|| routes.into_iter().collect());
+    }
+
+    fn inherits(&self, network: &NetworkId, to: &IpNet) -> bool {
+        self.inherited().get(network).is_some_and(|routes| routes.contains(to))
     }
 }
 
-/// The routes of packets of a network that go as they are: what another host has, and its VTEP.
+/// How packets of a network get to what other hosts have of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// What goes as it is.
+    pub direct: Vec<IpNet>,
+    /// What lies in that and does not: it is of this host, or encapsulated.
+    pub except: Vec<IpNet>,
+}
+
+/// How packets of a network go now.
 #[must_use]
-pub fn direct_routes(agent: &Agent, record: &NetworkRecord) -> Vec<(IpNet, IpAddr)> {
+pub fn ways(agent: &Agent, record: &NetworkRecord) -> Ways {
+    let mut found = Ways::default();
+    if !gateway::goes_direct(record) {
+        return found;
+    }
+    let early = agent.tables.now() < INHERITED;
+    let v6 = |to: &IpNet| to.addr().is_ipv6();
+    for (to, place) in agent.tables.routes(&record.id) {
+        let direct = place.is_some_and(|(host, vtep)| {
+            let known = agent.paths.is_direct(record, &host);
+            let of_family = vtep.is_ipv6() == v6(&to);
+            of_family && known.unwrap_or_else(|| early && agent.paths.inherits(&record.id, &to))
+        });
+        if direct { &mut found.direct } else { &mut found.except }.push(to);
+    }
+    let Ways { direct, except } = &mut found;
+    except.retain(|to| direct.iter().any(|prefix| prefix != to && prefix.contains(to)));
+    found
+}
+
+/// The routes to what hosts of this one's subnet have of a network, however packets go to them now:
+/// what comes from them as it is, is looked for here too.
+#[must_use]
+pub fn neighbor_routes(agent: &Agent, record: &NetworkRecord) -> Vec<(IpNet, IpAddr)> {
     if !gateway::goes_direct(record) {
         return Vec::new();
     }
-    let all = agent.tables.elsewhere(&record.id).into_iter();
-    let direct = all.filter_map(|(to, host)| {
-        let via = agent.paths.direct(record, &host)?;
+    let early = agent.tables.now() < INHERITED;
+    let all = agent.tables.routes(&record.id).into_iter();
+    let near = all.filter_map(|(to, place)| {
+        let (host, vtep) = place?;
+        let inherited = || (early && agent.paths.inherits(&record.id, &to)).then_some(vtep);
+        let via = agent.paths.neighbor(&host).or_else(inherited)?;
         (via.is_ipv6() == to.addr().is_ipv6()).then_some((to, via))
     });
-    direct.collect()
+    near.collect()
 }
 
 /// Where direct hellos come from, by the VTEPs of their senders. A host that refuses what it would not
@@ -157,12 +226,19 @@ fn pause_of(hosts: usize) -> Millis {
     Millis(PAUSE.0.max((hosts * Way::COUNT) as u64 * 1000 / RATE))
 }
 
+/// A socket in a network's private namespace.
+struct Receiver {
+    socket: UdpSocket,
+    /// The namespace: a network that was let go of and set up again has another one.
+    namespace: NetNsId,
+}
+
 /// The sockets of the task.
 #[derive(Default)]
 struct Sockets {
     senders: Vec<Sender>,
     /// Of direct hellos, at this host's own address in each network.
-    receivers: BTreeMap<(NetworkId, IpAddr), UdpSocket>,
+    receivers: BTreeMap<(NetworkId, IpAddr), Receiver>,
 }
 
 /// Keeps the ways up to date, for ever.
@@ -186,7 +262,8 @@ pub async fn keep(agent: Arc<Agent>) {
         }
         if looked.is_none_or(|at| now.since(at) >= LOOK) {
             looked = Some(now);
-            vteps = own_vteps(&agent).await;
+            // What cannot be read now is as it was.
+            vteps = own_vteps(&agent).await.unwrap_or(vteps);
             open(&agent, &mut sockets, &vteps).await;
         }
         let mut changed = false;
@@ -227,19 +304,22 @@ fn forget(agent: &Agent, sockets: &mut Sockets) {
 }
 
 /// This host's VTEP addresses with the prefix lengths of their interfaces.
-async fn own_vteps(agent: &Agent) -> Vec<IpNet> {
-    let Ok(namespace) = NetNs::host() else { return Vec::new() };
+async fn own_vteps(agent: &Agent) -> Result<Vec<IpNet>, link::Error> {
+    let namespace = NetNs::host()?;
     let mut found = Vec::new();
     for vtep in &agent.config.vteps {
-        if let Ok(interface) = link::underlay::interface(&namespace, vtep.bind).await {
-            // The prefix is the interface's; what others see may be another address behind NAT, and
-            // then nobody is on one subnet with us.
-            let len = if vtep.bind == vtep.advertise { interface.prefix_len } else { 255 };
-            let single = if vtep.bind.is_ipv4() { 32 } else { 128 };
-            found.extend(IpNet::new(vtep.bind, len.min(single)).ok());
-        }
+        let interface = match link::underlay::interface(&namespace, vtep.bind).await {
+            Ok(interface) => interface,
+            Err(link::Error::NoSuchAddress { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        // The prefix is the interface's; what others see may be another address behind NAT, and
+        // then nobody is on one subnet with us.
+        let len = if vtep.bind == vtep.advertise { interface.prefix_len } else { 255 };
+        let single = if vtep.bind.is_ipv4() { 32 } else { 128 };
+        found.extend(IpNet::new(vtep.bind, len.min(single)).ok());
     }
-    found
+    Ok(found)
 }
 
 /// Opens what is missing of the sockets, and closes those of addresses that are gone.
@@ -269,15 +349,20 @@ async fn open(agent: &Agent, sockets: &mut Sockets, vteps: &[IpNet]) {
             if let Err(err) = super::networks::listen(&agent.tables, &agent.datapath, local.key) {
                 tracing::debug!(network = %local.id, err, "a way to this host is closed");
             }
+            let namespace = local.namespace.namespace();
             for address in super::routers::own_addresses(agent, &record) {
                 wanted.push((local.id.clone(), address));
                 let key = (local.id.clone(), address);
-                if sockets.receivers.contains_key(&key) {
+                let open = sockets.receivers.get(&key);
+                if open.is_some_and(|open| open.namespace == namespace.id()) {
                     continue;
                 }
-                let bound = link::run_in(local.namespace.namespace(), || receiver(address));
+                let bound = link::run_in(namespace, || receiver(address));
                 match bound.map_err(std::io::Error::other).and_then(|socket| socket) {
-                    Ok(socket) => drop(sockets.receivers.insert(key, socket)),
+                    Ok(socket) => {
+                        let open = Receiver { socket, namespace: namespace.id() };
+                        sockets.receivers.insert(key, open);
+                    }
                     // The address comes a moment after its record.
                     Err(err) => tracing::debug!(%address, %err, "no direct hellos yet"),
                 }
@@ -295,6 +380,8 @@ fn receiver(address: IpAddr) -> std::io::Result<UdpSocket> {
 
 /// Takes over who is there now. Whether routes depend on what changed.
 fn settle(agent: &Agent, found: BTreeMap<HostName, Peer>, now: Millis) -> bool {
+    // Before the lock: listings take the two in the other order.
+    let direct = if now < INHERITED { were_direct(agent) } else { BTreeSet::new() };
     let mut entries = agent.paths.lock();
     let before = entries.len();
     entries.retain(|host, _| found.contains_key(host));
@@ -307,12 +394,24 @@ fn settle(agent: &Agent, found: BTreeMap<HostName, Peer>, now: Millis) -> bool {
                 changed = true;
             }
             None => {
-                entries.insert(host, Entry { peer, pair: Pair::new(now) });
+                let inherited = peer.same_subnet && direct.contains(&host);
+                entries.insert(host, Entry { peer, pair: Pair::new(inherited, now) });
                 changed = true;
             }
         }
     }
     changed
+}
+
+/// The hosts that packets went to directly when this agent started.
+fn were_direct(agent: &Agent) -> BTreeSet<HostName> {
+    let inherited = agent.paths.inherited().clone();
+    let of = |(network, routes): (&NetworkId, &BTreeSet<IpNet>)| {
+        let mut all = agent.tables.routes(network);
+        all.retain(|(to, _)| routes.contains(to));
+        all.into_iter().filter_map(|(_, place)| Some(place?.0)).collect::<Vec<_>>()
+    };
+    inherited.iter().flat_map(of).collect()
 }
 
 /// Takes what others sent.
@@ -321,17 +420,18 @@ fn hear(agent: &Agent, sockets: &Sockets, now: Millis) {
     for found in agent.datapath.probes().drain() {
         let Some(hello) = Hello::parse(found.payload()) else { continue };
         let way = if found.via == Via::Ip { Way::IpIp } else { Way::Udp };
-        let from = entries.values_mut().find(|entry| entry.peer.vtep == found.source);
+        let from = entries.values_mut().find(|entry| entry.peer.vteps.contains(&found.source));
         if let Some(entry) = from.filter(|_| hello.way == way) {
             entry.pair.hear(&hello, now);
         }
     }
     let mut room = [0; 256];
-    for ((_, own), socket) in &sockets.receivers {
-        while let Ok((len, from)) = socket.recv_from(&mut room) {
+    for ((network, _), receiver) in &sockets.receivers {
+        for _ in 0..HELLOS {
+            let Ok((len, from)) = receiver.socket.recv_from(&mut room) else { break };
             let Some(hello) = room.get(..len).and_then(Hello::parse) else { continue };
-            let between = Some((*own, from.ip()));
-            let entry = entries.values_mut().find(|entry| entry.peer.direct == between);
+            let has = |(of, ip): &(NetworkId, IpAddr)| of == network && *ip == from.ip();
+            let entry = entries.values_mut().find(|entry| entry.peer.own.iter().any(has));
             if let Some(entry) = entry.filter(|_| hello.way == Way::Direct) {
                 entry.pair.hear(&hello, now);
             }
@@ -374,12 +474,7 @@ fn choose(agent: &Agent, pause: Millis, now: Millis) -> bool {
             );
             rerouted |= change.from == Way::Direct || change.to == Way::Direct;
         }
-        // What cannot go directly, because its family is not the underlay's, is not left behind.
-        let reaches = match pair.used().0 {
-            Way::Direct => pair.works(Way::IpIp),
-            used => used == Way::IpIp,
-        };
-        in_ip.push((host.clone(), reaches));
+        in_ip.push((host.clone(), pair.tunnel(now) == Way::IpIp));
     }
     agent.tables.set_ip_in_ip(&in_ip);
     rerouted

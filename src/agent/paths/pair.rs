@@ -27,6 +27,8 @@ const UNTOLD: u64 = MISSING + 1;
 /// How long a cheaper way must have worked before it is used, at first and at most.
 const SETTLE: Millis = Millis(1_500);
 const SETTLE_MAX: Millis = Millis(60_000);
+/// How long a way that was inherited is used although nothing is heard by it.
+const GRACE: Millis = Millis(3_000);
 /// A way that worked for this long is trusted as at first.
 const TRUSTED: Millis = Millis(120_000);
 
@@ -82,6 +84,8 @@ pub struct Pair {
     used: Way,
     since: Millis,
     why: Why,
+    /// How packets go that cannot go directly, while others do.
+    tunnel: Way,
 }
 
 /// How a way is doing, for listings.
@@ -98,16 +102,18 @@ pub struct Report {
 }
 
 impl Pair {
-    /// Nothing is known: the surest way is used.
+    /// Nothing is known: the surest way is used, or directly what an earlier run of this host has left
+    /// so.
     #[must_use]
-    pub fn new(now: Millis) -> Self {
+    pub fn new(inherited: bool, now: Millis) -> Self {
         Self {
             ways: [State::default(); Way::COUNT],
             run: None,
             pause: Millis(0),
-            used: Way::Udp,
+            used: if inherited { Way::Direct } else { Way::Udp },
             since: now,
             why: Why::Start,
+            tunnel: Way::Udp,
         }
     }
 
@@ -195,6 +201,11 @@ impl Pair {
         }
         let works = |way: &Way| self.ways[way.index()].since.is_some();
         let used_works = works(&self.used);
+        // What an earlier run left is not doubted before there was time to hear of it.
+        let early = self.why == Why::Start && now.since(self.since) < GRACE;
+        if early && self.used == Way::Direct && !used_works && allowed(self.used) {
+            return None;
+        }
         let withdrawn = !allowed(self.used);
         let candidates = || Way::ALL.into_iter().filter(|way| allowed(*way));
         let settled = |way: &Way| {
@@ -226,10 +237,18 @@ impl Pair {
         Some(change)
     }
 
-    /// Whether a way worked when the best was last looked for.
-    #[must_use]
-    pub fn works(&self, way: Way) -> bool {
-        self.ways[way.index()].since.is_some()
+    /// How packets go that cannot go directly, since their family is not the underlay's: as all do, or
+    /// in IP when that has worked for a while, and until it does not.
+    pub fn tunnel(&mut self, now: Millis) -> Way {
+        let state = &self.ways[Way::IpIp.index()];
+        let worked = state.since.map(|since| now.since(since));
+        self.tunnel = match (self.used, worked) {
+            (Way::Direct, None) => Way::Udp,
+            (Way::Direct, Some(worked)) if worked >= state.settle.max(SETTLE) => Way::IpIp,
+            (Way::Direct, Some(_)) => self.tunnel,
+            (used, _) => used,
+        };
+        self.tunnel
     }
 
     /// How every way is doing.

@@ -1,6 +1,6 @@
 //! To which hosts there may be several ways, and which these are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use encap::probe::Way;
@@ -20,16 +20,23 @@ pub struct Peer {
     pub vtep: IpAddr,
     /// This host's VTEP of that family.
     pub source: IpAddr,
+    /// All addresses that what it encapsulates may come from.
+    pub vteps: Vec<IpAddr>,
     /// Where it takes hellos in UDP.
     pub port: u16,
-    /// Whether a network of the two is carried in IP, and so whether that way is of any use.
+    /// Whether a network of the two that asks for the best way is carried in IP, and so whether that way
+    /// is of any use.
     pub ipip: bool,
+    /// Whether a network of the two that does not ask is carried in IP.
+    pub plainly_ipip: bool,
     /// Whether a network of the two asks for the best way, so that hellos are sent.
     pub probed: bool,
     /// Between which addresses direct hellos are sent, where the two are on one subnet.
     pub direct: Option<(IpAddr, IpAddr)>,
     /// Whether the two are on one subnet of the underlay.
     pub same_subnet: bool,
+    /// Its own addresses in the networks. In each it has one as soon as it can take packets as they are.
+    pub own: Vec<(NetworkId, IpAddr)>,
 }
 
 impl Peer {
@@ -42,6 +49,13 @@ impl Peer {
             Way::Udp => true,
         }
     }
+
+    /// Whether it takes packets of a network as they are.
+    #[must_use]
+    pub fn is_ready(&self, network: &NetworkId) -> bool {
+        let v6 = self.vtep.is_ipv6();
+        self.own.iter().any(|(of, ip)| of == network && ip.is_ipv6() == v6)
+    }
 }
 
 /// When a network's packets are encapsulated; `None` for a network of frames, whose always are.
@@ -50,11 +64,19 @@ pub fn encapsulate(record: &NetworkRecord) -> Option<Encapsulate> {
     record.mode.is_routed().then(|| record.options.encapsulate.unwrap_or_default())
 }
 
-/// The address that a host has in a network by itself, of one family.
-fn own_address(view: &View, network: &NetworkId, host: &HostName, v6: bool) -> Option<IpAddr> {
-    let item = view.endpoint(network, &gateway::host_endpoint(host)?)?;
-    let mut ips = item.record.ips.iter().filter(|_| item.record.host == *host);
-    ips.find(|ip| ip.is_ipv6() == v6).copied()
+/// The addresses that a host has in a network by itself.
+fn own_addresses(view: &View, network: &NetworkId, host: &HostName) -> Vec<IpAddr> {
+    let id = gateway::host_endpoint(host);
+    let item = id.and_then(|id| view.endpoint(network, &id));
+    let item = item.filter(|item| item.record.host == *host);
+    item.map(|item| item.record.ips.clone()).unwrap_or_default()
+}
+
+/// The addresses that a host's outer packets may come from.
+fn vteps_of(view: &View, host: &HostName) -> Vec<IpAddr> {
+    let record = view.host(host).and_then(|found| found.record());
+    let vteps = record.into_iter().flat_map(|record| &record.vteps);
+    vteps.flat_map(|vtep| vtep.accept.iter().chain([&vtep.advertise])).copied().collect()
 }
 
 /// All of them. `vteps` are this host's VTEP addresses with the prefix lengths of their interfaces.
@@ -73,11 +95,9 @@ pub fn find(
             Some(Encapsulate::Auto) => true,
             Some(Encapsulate::CrossSubnet) => false,
         };
-        for item in view.endpoints_of(id) {
-            let host = &item.record.host;
-            if host == own {
-                continue;
-            }
+        let hosts: BTreeSet<&HostName> =
+            view.endpoints_of(id).map(|item| &item.record.host).filter(|it| *it != own).collect();
+        for host in hosts {
             let Some(vtep) = reconciler.vtep_address(host) else { continue };
             let v6 = vtep.is_ipv6();
             let Some(here) = vteps.iter().find(|here| here.addr().is_ipv6() == v6) else {
@@ -87,18 +107,24 @@ pub fn find(
             let peer = found.entry(host.clone()).or_insert_with(|| Peer {
                 vtep,
                 source: here.addr(),
+                vteps: vteps_of(view, host),
                 port: if v6 { ports.1 } else { ports.0 },
                 ipip: false,
+                plainly_ipip: false,
                 probed: false,
                 direct: None,
                 same_subnet: here.contains(&vtep),
+                own: Vec::new(),
             });
             peer.probed |= probed;
             peer.ipip |= probed && record.mode == Mode::IpIp;
+            peer.plainly_ipip |= !probed && record.mode == Mode::IpIp;
+            let theirs = own_addresses(view, id, host);
             if probed && peer.same_subnet && peer.direct.is_none() {
-                let of = |host: &HostName| own_address(view, id, host, v6);
-                peer.direct = of(own).zip(of(host));
+                let of_family = |ips: &[IpAddr]| ips.iter().find(|ip| ip.is_ipv6() == v6).copied();
+                peer.direct = of_family(&own_addresses(view, id, own)).zip(of_family(&theirs));
             }
+            peer.own.extend(theirs.into_iter().map(|ip| (id.clone(), ip)));
         }
     }
     found

@@ -11,6 +11,10 @@
 //! A raw socket of protocol 255 (`IPPROTO_RAW`) takes packets with their headers and gets none
 //! (raw(7)). The kernel looks up the way to the address that the call names, whatever the header
 //! says, so a direct hello needs no route and takes the way that packets would take with one.
+//!
+//! What two hosts send each other directly must not look like one connection to a firewall that lets
+//! answers pass and nothing else: each has a source port of its own, and another one every few
+//! seconds, as the packets of containers have.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,6 +24,8 @@ use encap::{ipip, ipv4, ipv6};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const TTL: u8 = 64;
+/// Hellos that have one source port.
+const SAME_PORT: u32 = 8;
 const OUTER_MAX: usize = ipv6::HEADER_LEN;
 
 /// The sockets of one of this host's VTEP addresses.
@@ -59,7 +65,7 @@ impl Sender {
         let mut packet = [0; OUTER_MAX + probe::PACKET_MAX];
         let (outer, inner) = packet.split_at_mut(OUTER_MAX);
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let len = hello.emit(self.source, to, inner).ok_or_else(invalid)?;
+        let len = hello.emit((self.source, probe::PORT), to, inner).ok_or_else(invalid)?;
         if hello.way == Way::Udp {
             let datagram = inner.get(..len).ok_or_else(invalid)?;
             return self.udp.send_to(datagram, SocketAddr::new(to, port)).map(drop);
@@ -119,8 +125,38 @@ impl Sender {
     ) -> io::Result<()> {
         let mut packet = [0; probe::PACKET_MAX];
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let len = hello.emit(source, to, &mut packet).ok_or_else(invalid)?;
+        let len = hello.emit((source, port_of(hello)), to, &mut packet).ok_or_else(invalid)?;
         let whole = packet.get(..len).ok_or_else(invalid)?;
         self.raw.send_to(whole, &SocketAddr::new(next_hop, 0).into()).map(drop)
+    }
+}
+
+/// A source port out of the dynamic ones (RFC 6335 section 6).
+fn port_of(hello: &Hello) -> u16 {
+    let several = u64::from(hello.sequence / SAME_PORT);
+    // Fibonacci hashing: neighbors lie far apart.
+    let mixed = (hello.run ^ hello.sender ^ several).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    0xc000 | (mixed >> 50) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_change_and_are_dynamic() {
+        let hello = |sequence| Hello {
+            way: Way::Direct,
+            pause_ms: 400,
+            sender: 7,
+            run: 9,
+            sequence,
+            heard: [None; Way::COUNT],
+        };
+        let ports: Vec<u16> = (0..64).map(|sequence| port_of(&hello(sequence))).collect();
+        assert!(ports.iter().all(|port| *port >= 49_152));
+        let mut distinct = ports.clone();
+        distinct.dedup();
+        assert_eq!(distinct.len(), 8, "{ports:?}");
     }
 }

@@ -20,7 +20,7 @@ impl World {
     fn new() -> Self {
         Self {
             now: Millis(10_000),
-            pairs: [Pair::new(Millis(10_000)), Pair::new(Millis(10_000))],
+            pairs: [Pair::new(false, Millis(10_000)), Pair::new(false, Millis(10_000))],
             runs: [1, 1],
             passes: [[true; Way::COUNT]; 2],
             allowed: [false, true, true],
@@ -177,17 +177,62 @@ fn a_restart_of_the_other_host_changes_nothing() {
     world.run(10_000);
     let [first, _] = &mut world.changes;
     first.clear();
-    world.pairs[1] = Pair::new(world.now);
+    world.pairs[1] = Pair::new(false, world.now);
     world.runs[1] = 2;
     world.run(10_000);
     assert_eq!(world.used(), [Way::IpIp; 2]);
     assert_eq!(world.changes[0], [], "the host that went on");
 }
 
+/// A host whose agent starts goes on as it was, and finds out what became of that.
+#[test]
+fn what_was_inherited_is_kept_while_it_works() {
+    for works in [true, false] {
+        let mut world = World::new();
+        world.allowed = [true; Way::COUNT];
+        world.pairs[0] = Pair::new(true, world.now);
+        // The other ways are heard first.
+        world.set(Way::Direct, false);
+        world.run(1_200);
+        world.set(Way::Direct, works);
+        world.run(10_000);
+        let changes: Vec<Way> = world.changes[0].iter().map(|(_, change)| change.to).collect();
+        assert_eq!(changes, if works { vec![] } else { vec![Way::IpIp] });
+    }
+    // Nobody answers: what the kernel carries goes on.
+    let mut world = World::new();
+    world.allowed = [true; Way::COUNT];
+    world.pairs[0] = Pair::new(true, world.now);
+    world.passes = [[false; Way::COUNT]; 2];
+    world.run(10_000);
+    assert_eq!(world.used()[0], Way::Direct);
+}
+
+#[test]
+fn what_cannot_go_directly_does_not_follow_every_turn() {
+    let mut world = World::new();
+    world.allowed = [true; Way::COUNT];
+    world.run(10_000);
+    assert_eq!(world.used(), [Way::Direct; 2]);
+    let now = world.now;
+    assert_eq!(world.pairs[0].tunnel(now), Way::IpIp);
+    world.set(Way::IpIp, false);
+    world.run(4_000);
+    let now = world.now;
+    assert_eq!(world.pairs[0].tunnel(now), Way::Udp);
+    world.set(Way::IpIp, true);
+    world.run(1_000);
+    let now = world.now;
+    assert_eq!(world.pairs[0].tunnel(now), Way::Udp, "not at once");
+    world.run(2_000);
+    let now = world.now;
+    assert_eq!(world.pairs[0].tunnel(now), Way::IpIp);
+}
+
 #[test]
 fn late_and_foreign_words_are_not_believed() {
-    let mut pair = Pair::new(Millis(0));
-    let mut other = Pair::new(Millis(0));
+    let mut pair = Pair::new(false, Millis(0));
+    let mut other = Pair::new(false, Millis(0));
     // It claims to have heard what was never sent.
     let mut hello = other.next(Way::Udp, 2, 1, PAUSE, Millis(0));
     hello.heard[Way::Udp.index()] = Some(Heard { sequence: 50, age_ms: 0 });
