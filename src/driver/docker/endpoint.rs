@@ -26,6 +26,12 @@ const PREFIX: &str = "eth";
 /// Ports that the user wants to be published.
 const PORT_MAP: &str = "com.docker.network.portmap";
 
+/// Whether the store has said what an endpoint has. Until then its note is a plan: the agent may have
+/// been stopped before or after the record was written.
+fn is_made(note: &Attachment) -> bool {
+    note.publication == Publication::Done && note.mac != MacAddr::ZERO
+}
+
 fn id_of(text: &str) -> Result<EndpointId, Error> {
     EndpointId::new(text).map_err(|err| Error::bad_request(err.to_string()))
 }
@@ -50,13 +56,14 @@ impl Driver {
         let (_, network) = self.known(&asked.network).await?;
         let _turn = self.endpoints.lock().await;
         let record = match self.agent.attachment(id.as_str()) {
-            // Docker has not heard our answer.
-            Some(note) if note.docker.is_some() && note.stage != Stage::Detaching => note,
-            Some(_) => {
+            Some(note) if note.docker.is_none() || note.stage == Stage::Detaching => {
                 return Err(Error::conflict("the endpoint is just being removed")
                     .next_step("start the container again in some seconds"));
             }
-            None => self.make(&asked.network, &network, &id, &ips, mac).await?,
+            // Docker has not heard our answer.
+            Some(note) if is_made(&note) => note,
+            // There is none, or its making was cut off.
+            _ => self.make(&asked.network, &network, &id, &ips, mac).await?,
         };
         Ok(json!({ "Interface": filled(interface, &record) }))
     }
@@ -82,7 +89,7 @@ impl Driver {
         }
         let mut adopt = None;
         for ip in ips {
-            self.evict(&network.id, *ip).await?;
+            self.evict(&network.id, *ip, Some(id)).await?;
             if let Some(holder) = self.holder(&network.id, *ip).await? {
                 adopt = adopt.or_else(|| self.early_holder(&holder));
             }
@@ -158,6 +165,11 @@ impl Driver {
                 .next_step("start the container again"));
         };
         let (docker, network) = self.known(&asked.network).await?;
+        if !is_made(&note) {
+            let ips: Vec<IpAddr> = note.ips.iter().map(IpNet::addr).collect();
+            let mac = Some(note.mac).filter(|mac| *mac != MacAddr::ZERO);
+            note = self.make(&asked.network, &network, &id, &ips, mac).await?;
+        }
         let routed = gateway::is_routed(&network) && !docker.internal;
         let maps = asked.options.get(PORT_MAP).and_then(Value::as_array);
         if routed && maps.is_some_and(|maps| !maps.is_empty()) {

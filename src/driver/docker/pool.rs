@@ -314,7 +314,7 @@ impl Driver {
                 return Err(Error::conflict(format!("address {ip} is just given to a container"))
                     .next_step("ask for another"));
             }
-            self.evict(&network.id, ip).await?;
+            self.evict(&network.id, ip, None).await?;
         }
         let given_out = ipam::allocate(&agent.store, &scoped, &agent.name, &early, &asked).await;
         let given_out = given_out.map_err(|err| endpoint_error(&err.into()))?;
@@ -344,7 +344,7 @@ impl Driver {
             self.early().remove(&(network.id.clone(), ip));
             return done;
         }
-        self.evict(&network.id, ip).await?;
+        self.evict(&network.id, ip, None).await?;
         done
     }
 
@@ -369,9 +369,16 @@ impl Driver {
 
     /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone or Docker
     /// has taken the interface out of it: Docker was killed, or this agent was away when it ended.
-    pub(super) async fn evict(&self, network: &NetworkId, ip: IpAddr) -> Result<(), Error> {
+    /// Never the one that asks.
+    pub(super) async fn evict(
+        &self,
+        network: &NetworkId,
+        ip: IpAddr,
+        asks: Option<&EndpointId>,
+    ) -> Result<(), Error> {
         let has = |note: &&Attachment| {
             note.docker.is_some()
+                && asks.is_none_or(|id| note.endpoint != id.as_str())
                 && note.network == network.as_str()
                 && note.ips.iter().any(|net| net.addr() == ip)
         };
