@@ -211,7 +211,11 @@ impl Driver {
         let local =
             agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
         routers::settle(agent, &local).await;
-        // One of an earlier Join whose answer Docker has not heard.
+        // One of an earlier Join whose answer Docker has not heard. Whoever sees that it is missing
+        // must not take its sandbox for gone.
+        note.stage = Stage::Reserved;
+        agent.put_attachment(note)?;
+        agent.mark_unsettled(&note.endpoint);
         unplug(Some(&local.namespace), owner, &note.endpoint, None).await.map_err(failed)?;
         let wanted = Plug {
             endpoint: note.endpoint.clone(),
