@@ -143,6 +143,10 @@ pub(super) fn prefix_of(text: &str) -> Result<IpNet, Error> {
         .map_err(|_| Error::bad_request(format!("`{text}` is no prefix such as 192.0.2.0/24")))
 }
 
+fn is_set_aside(network: &NetworkRecord, ip: IpAddr) -> bool {
+    network.exclude.iter().any(|range| range.contains(ip))
+}
+
 fn given(ip: IpAddr, prefix: IpNet) -> Answer {
     Ok(json!({ "Address": format!("{ip}/{}", prefix.prefix_len()), "Data": {} }))
 }
@@ -251,19 +255,20 @@ impl Driver {
         if asked.options.get(ADDRESS_TYPE).is_some_and(|what| what == GATEWAY) {
             return self.gateway(&pool, wanted).await;
         }
-        match self.bound(&pool).await? {
-            Some(network) => self.address(&pool, &network, wanted).await,
+        match (self.bound(&pool).await?, wanted) {
+            // Set aside, by this network's creation on another host. Docker asks for it before it
+            // tells of the network; a container that asks for it is refused its endpoint.
+            (Some(network), Some(ip)) if is_set_aside(&network, ip) => given(ip, pool.prefix),
+            (Some(network), _) => self.address(&pool, &network, wanted).await,
             // Of a network that is just being made: an address that is set aside.
-            None => match wanted {
-                Some(ip) => given(ip, pool.prefix),
-                None => {
-                    Err(Error::not_found(format!("no network of this store has {}", pool.prefix))
-                        .next_step(
-                            "use it with the network driver of the same name: `docker network \
-                                create -d skybridge --ipam-driver skybridge`",
-                        ))
-                }
-            },
+            (None, Some(ip)) => given(ip, pool.prefix),
+            (None, None) => {
+                Err(Error::not_found(format!("no network of this store has {}", pool.prefix))
+                    .next_step(
+                        "use it with the network driver of the same name: `docker network create \
+                         -d skybridge --ipam-driver skybridge`",
+                    ))
+            }
         }
     }
 
