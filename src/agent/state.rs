@@ -140,6 +140,9 @@ pub struct Attachment {
     /// Docker's id of the network, where Docker moves the interface and gives it its addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker: Option<String>,
+    /// Whether Docker has taken the interface out of the host's namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
     /// Why it is quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -326,6 +329,7 @@ mod tests {
             labels: Default::default(),
             publication: Publication::Done,
             docker: None,
+            moved: false,
             reason: None,
         }
     }

@@ -212,6 +212,7 @@ async fn attach_held(
             None => Publication::Unsure,
         },
         docker: None,
+        moved: false,
         reason: None,
     };
     agent.put_attachment(&note)?;

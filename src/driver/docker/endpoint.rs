@@ -116,6 +116,7 @@ impl Driver {
             labels: Default::default(),
             publication: Publication::Unsure,
             docker: Some(docker.to_owned()),
+            moved: false,
             reason: None,
         };
         agent.put_attachment(&note)?;
@@ -214,6 +215,7 @@ impl Driver {
         // One of an earlier Join whose answer Docker has not heard. Whoever sees that it is missing
         // must not take its sandbox for gone.
         note.stage = Stage::Reserved;
+        note.moved = false;
         agent.put_attachment(note)?;
         agent.mark_unsettled(&note.endpoint);
         unplug(Some(&local.namespace), owner, &note.endpoint, None).await.map_err(failed)?;
@@ -246,6 +248,7 @@ impl Driver {
             if noted.stage != Stage::Detaching {
                 noted.stage = Stage::Reserved;
                 noted.sandbox.clear();
+                noted.moved = false;
                 noted.reason = None;
             }
         })?;

@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How long an endpoint may be without a sandbox: Docker goes on within milliseconds, and repeats
 /// what was not answered for half a minute.
 const FORLORN: Duration = Duration::from_secs(60);
+/// How long an interface may wait in the host's namespace before Docker takes it for the first time.
+/// Between Join and that it mounts the container's volumes, which may lie in a network.
+const UNTAKEN: Duration = Duration::from_secs(15 * 60);
 /// How long an address may be without an endpoint.
 const EARLY: Duration = Duration::from_secs(300);
 /// How often the store is asked for such addresses.
@@ -63,12 +66,10 @@ async fn endpoints(driver: &Driver, seen: &mut Seen) {
     let now = Instant::now();
     let mut forlorn = BTreeMap::new();
     for note in driver.agent.attachments().into_iter().filter(|note| note.docker.is_some()) {
-        if !is_forlorn(driver, &note).await {
-            continue;
-        }
+        let Some(patience) = patience(driver, &note).await else { continue };
         let since = seen.forlorn.get(&note.endpoint).copied().unwrap_or(now);
         forlorn.insert(note.endpoint.clone(), since);
-        if now.duration_since(since) < FORLORN {
+        if now.duration_since(since) < patience {
             continue;
         }
         let _turn = driver.endpoints.lock().await;
@@ -88,16 +89,33 @@ async fn endpoints(driver: &Driver, seen: &mut Seen) {
     seen.forlorn = forlorn;
 }
 
-async fn is_forlorn(driver: &Driver, note: &Attachment) -> bool {
+/// How long an endpoint may stay as it is; `None` for one that a container has.
+async fn patience(driver: &Driver, note: &Attachment) -> Option<Duration> {
     match note.stage {
-        Stage::Reserved => true,
+        Stage::Reserved => Some(FORLORN),
         Stage::Attached => {
-            // Where Join left it, or where Docker puts it back before Leave.
-            let Ok(host) = NetNs::host() else { return false };
-            let owner = driver.agent.networks.owner();
-            handover::is_in(&host, owner, &note.endpoint).await.unwrap_or(false)
+            let agent = &driver.agent;
+            let host = NetNs::host().ok()?;
+            let owner = agent.networks.owner();
+            match handover::is_in(&host, owner, &note.endpoint).await.ok()? {
+                // Where Docker puts it back before Leave.
+                true if note.moved => Some(FORLORN),
+                // Where Join left it.
+                true => Some(UNTAKEN),
+                false if note.moved => None,
+                false => {
+                    let taken = agent.change_attachment(&note.endpoint, |noted| {
+                        // It may have been joined anew meanwhile.
+                        noted.moved |= *noted == *note;
+                    });
+                    if let Err(err) = taken {
+                        tracing::debug!(endpoint = %note.endpoint, %err, "cannot be noted");
+                    }
+                    None
+                }
+            }
         }
-        _ => false,
+        _ => None,
     }
 }
 
