@@ -53,7 +53,8 @@ impl Driver {
                     .next_step("write six bytes such as 02:00:5e:00:53:01 behind --mac-address")
             })?),
         };
-        let (_, network) = self.known(&asked.network).await?;
+        let (docker, network) = self.known(&asked.network).await?;
+        check_ports(&network, &docker, &asked.options)?;
         let _turn = self.endpoints.lock().await;
         let record = match self.agent.attachment(id.as_str()) {
             Some(note) if note.docker.is_none() || note.stage == Stage::Detaching => {
@@ -171,19 +172,6 @@ impl Driver {
             let mac = Some(note.mac).filter(|mac| *mac != MacAddr::ZERO);
             note = self.make(&asked.network, &network, &id, &ips, mac).await?;
         }
-        let routed = gateway::is_routed(&network) && !docker.internal;
-        let maps = asked.options.get(PORT_MAP).and_then(Value::as_array);
-        if routed && maps.is_some_and(|maps| !maps.is_empty()) {
-            return Err(Error::conflict("ports cannot be published from this network")
-                .cause(format!(
-                    "network {} has a way out of its own, and Docker's bridge is not used",
-                    network.name
-                ))
-                .next_step(
-                    "leave --publish out: with host_access the container's own address is reached \
-                     from this host; or use a network without nat_outgoing and host_access",
-                ));
-        }
         if let Err(error) = self.plug_in(&mut note, &network, &asked.sandbox).await {
             // Docker removes the endpoint next; nothing of the interface is left until then.
             self.plug_out(&note).await?;
@@ -300,6 +288,30 @@ impl Driver {
     fn note_of(&self, id: &str) -> Option<Attachment> {
         self.agent.attachment(id).filter(|note| note.docker.is_some())
     }
+}
+
+/// Refuses ports that shall be published from a network that does not use Docker's bridge. They are
+/// in the options of the endpoint for which the user asked for them; those of Join are the sandbox's,
+/// the same for all of its networks.
+fn check_ports(
+    network: &NetworkRecord,
+    docker: &DockerRecord,
+    options: &serde_json::Map<String, Value>,
+) -> Result<(), Error> {
+    let maps = options.get(PORT_MAP).and_then(Value::as_array);
+    let published = maps.is_some_and(|maps| !maps.is_empty());
+    if !published || !gateway::is_routed(network) || docker.internal {
+        return Ok(());
+    }
+    Err(Error::conflict("ports cannot be published from this network")
+        .cause(format!(
+            "network {} has a way out of its own, and Docker's bridge is not used",
+            network.name
+        ))
+        .next_step(
+            "leave --publish out: with host_access the container's own address is reached from \
+             this host; or use a network without nat_outgoing and host_access",
+        ))
 }
 
 /// Adds what Docker's users can do about an address or MAC that is taken.
