@@ -23,7 +23,6 @@ use crate::agent::{endpoint_error, network_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
 use crate::driver::attach;
-use crate::link::{self, NetNs, NetNsRef};
 
 /// What an address is wanted for, in the options of a request.
 const ADDRESS_TYPE: &str = "RequestAddressType";
@@ -319,6 +318,7 @@ impl Driver {
                 return Err(Error::conflict(format!("address {ip} is just given to a container"))
                     .next_step("ask for another"));
             }
+            let _turn = self.endpoints.lock().await;
             self.evict(&network.id, ip, None).await?;
         }
         let given_out = ipam::allocate(&agent.store, &scoped, &agent.name, &early, &asked).await;
@@ -349,6 +349,7 @@ impl Driver {
             self.early().remove(&(network.id.clone(), ip));
             return done;
         }
+        let _turn = self.endpoints.lock().await;
         self.evict(&network.id, ip, None).await?;
         done
     }
@@ -372,9 +373,8 @@ impl Driver {
         Ok(found.map_err(|err| store_error(&err))?.map(|found| found.record))
     }
 
-    /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone or Docker
-    /// has taken the interface out of it: Docker was killed, or this agent was away when it ended.
-    /// Never the one that asks.
+    /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone: Docker was
+    /// killed, or this agent was away when it ended. Never the one that asks. With `endpoints` held.
     pub(super) async fn evict(
         &self,
         network: &NetworkId,
@@ -397,17 +397,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether nothing of a container is behind an endpoint any more.
+    /// Whether nothing of a container is behind an endpoint any more. One that has no interface yet,
+    /// or has it in the host's namespace, is just starting or stopping: how long it may be so is the
+    /// matter of [`super::keep`].
     async fn is_dead(&self, note: &Attachment) -> bool {
-        if note.stage != Stage::Attached {
-            return true;
+        match note.stage {
+            Stage::Detaching => true,
+            Stage::Attached | Stage::Quarantined => attach::port_is_gone(&self.agent, note).await,
+            Stage::Attaching | Stage::Reserved => false,
         }
-        let sandbox = note.sandbox.parse::<NetNsRef>().ok();
-        let Some(sandbox) = sandbox.and_then(|reference| NetNs::open(&reference).ok()) else {
-            return true;
-        };
-        let owner = self.agent.networks.owner();
-        !link::handover::is_in(&sandbox, owner, &note.endpoint).await.unwrap_or(true)
     }
 
     pub(super) fn early(
