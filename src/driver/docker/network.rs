@@ -57,6 +57,12 @@ fn is_dockers_choice(prefix: IpNet) -> bool {
     )
 }
 
+/// Whether an id was given by a Docker, by itself or with a cluster store: 32 random bytes in hex
+/// (moby, `pkg/stringid`). Those of a Swarm have 25 characters (swarmkit, `identity`).
+pub(super) fn is_of_one_docker(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 impl Driver {
     fn read(&self, asked: &types::Network, options: Options) -> Result<Asked, Error> {
         let id = DockerId::new(&asked.id).map_err(|err| Error::bad_request(err.to_string()))?;
@@ -378,21 +384,35 @@ impl Driver {
                 attach::detach_one(&self.agent, note).await?;
             }
         }
-        self.forget(&asked.id, |record| record.created = false).await
-    }
-
-    /// FreeNetwork.
-    pub(super) async fn free(&self, asked: types::Network) -> Answer {
-        self.forget(&asked.id, |record| record.allocated = false).await
-    }
-
-    async fn forget(&self, id: &str, change: impl Fn(&mut DockerRecord)) -> Answer {
         let _turn = self.networks.lock().await;
-        let mut noted = self.noted().await?;
-        noted.retain(|noted| noted.id.as_str() == id);
-        if noted.iter().any(|noted| noted.host == self.agent.name) {
+        let mut noted = self.noted_as(&asked.id).await?;
+        // A Swarm tells each host for itself, so what is left are others'.
+        let told = noted.iter().any(|noted| noted.host == self.agent.name);
+        if told || !is_of_one_docker(&asked.id) {
             noted.retain(|noted| noted.host == self.agent.name);
         }
+        self.forget(noted, |record| record.created = false).await
+    }
+
+    /// FreeNetwork. Each leader of a Swarm allocates for itself, and only the last one frees.
+    pub(super) async fn free(&self, asked: types::Network) -> Answer {
+        let _turn = self.networks.lock().await;
+        let noted = self.noted_as(&asked.id).await?;
+        self.forget(noted, |record| record.allocated = false).await
+    }
+
+    /// What is noted under an id of Docker, on any host.
+    async fn noted_as(&self, id: &str) -> Result<Vec<DockerNetwork>, Error> {
+        let mut noted = self.noted().await?;
+        noted.retain(|noted| noted.id.as_str() == id);
+        Ok(noted)
+    }
+
+    async fn forget(
+        &self,
+        noted: Vec<DockerNetwork>,
+        change: impl Fn(&mut DockerRecord),
+    ) -> Answer {
         for mut noted in noted {
             change(&mut noted.record);
             let failed = |err: membership::store::Error| store_error(&err);
@@ -401,7 +421,7 @@ impl Driver {
             } else if let Some(gone) =
                 docker::remove(&self.agent.store, &noted).await.map_err(failed)?
             {
-                tracing::info!(network = %gone.name, docker = id, "Docker's network is removed");
+                tracing::info!(network = %gone.name, docker = %noted.id, "Docker's network is removed");
             }
         }
         Ok(json!({}))
