@@ -13,6 +13,7 @@ use membership::record::{AddressRecord, Stored as _};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Driver;
+use super::network::is_of_one_docker;
 use crate::agent::state::{Attachment, Stage};
 use crate::agent::tasks::SessionState;
 use crate::config::DockerScope;
@@ -52,8 +53,7 @@ pub(super) async fn run(driver: &Driver) {
             && agent.watch_status().is_connected()
             && agent.tables.is_complete();
         let due = seen.looked.is_none_or(|at| at.elapsed() >= EARLY_LOOK);
-        // In a Swarm a manager asks for the addresses of all hosts.
-        if there && due && driver.scope == DockerScope::Local {
+        if there && due {
             seen.looked = Some(Instant::now());
             if let Err(err) = addresses(driver, &mut seen).await {
                 tracing::debug!(%err, "addresses that Docker asked for cannot be looked at");
@@ -126,7 +126,12 @@ async fn addresses(driver: &Driver, seen: &mut Seen) -> Result<(), String> {
     let noted = driver.noted().await.map_err(|err| err.to_string())?;
     let mut networks: Vec<NetworkId> = noted
         .into_iter()
-        .filter(|noted| noted.host == agent.name)
+        .filter(|noted| match driver.scope {
+            DockerScope::Local => noted.host == agent.name,
+            // With a cluster store one host is told of the network, and each asks for addresses of
+            // its own containers. In a Swarm a manager asks for those of all hosts.
+            DockerScope::Global => is_of_one_docker(noted.id.as_str()),
+        })
         .map(|noted| noted.network)
         .collect();
     networks.sort();

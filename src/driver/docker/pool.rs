@@ -29,6 +29,9 @@ const ADDRESS_TYPE: &str = "RequestAddressType";
 const GATEWAY: &str = "com.docker.network.gateway";
 /// How long a pool counts as a hint for the network that Docker makes next.
 const PENDING: Duration = Duration::from_secs(60);
+/// How long an address that was asked for belongs to whom it was given, without an endpoint. Docker
+/// goes on within milliseconds; afterwards its start has failed, and the next one asks again.
+const JUST: Duration = Duration::from_secs(30);
 /// Where subnets come from that nobody asked for: /24s of it.
 const CHOSEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 208, 0, 0), 12);
 /// How many random subnets are tried.
@@ -314,7 +317,8 @@ impl Driver {
         let scoped = only(network, &[pool.prefix], pool.range.filter(|_| wanted.is_none()));
         let asked: Vec<IpAddr> = wanted.into_iter().collect();
         if let Some(ip) = wanted {
-            if self.early().contains_key(&(network.id.clone(), ip)) {
+            let before = self.early().get(&(network.id.clone(), ip)).copied();
+            if before.is_some_and(|at| at.elapsed() < JUST) {
                 return Err(Error::conflict(format!("address {ip} is just given to a container"))
                     .next_step("ask for another"));
             }
