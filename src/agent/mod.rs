@@ -274,13 +274,20 @@ impl Agent {
     /// # Errors
     /// Why it is away, when it does not come back in that time.
     pub async fn await_store(&self) -> Result<(), String> {
-        let mut status = self.watch.clone();
         let waited = match self.watch_status() {
             WatchStatus::Connected { .. } => return Ok(()),
             WatchStatus::Disconnected { since, .. } => since.elapsed(),
         };
+        self.await_store_for(STORE_PATIENCE.saturating_sub(waited)).await
+    }
+
+    /// Waits for a store that is away, however long it has been.
+    ///
+    /// # Errors
+    /// Why it is away, when it does not come back in that time.
+    pub async fn await_store_for(&self, patience: Duration) -> Result<(), String> {
+        let mut status = self.watch.clone();
         let connected = status.wait_for(WatchStatus::is_connected);
-        let patience = STORE_PATIENCE.saturating_sub(waited);
         if tokio::time::timeout(patience, connected).await.is_ok() {
             return Ok(());
         }

@@ -26,6 +26,9 @@ pub(crate) const WITH_DOCKER: &[Cap] = &[
     Cap::Docker,
 ];
 
+const WITH_ETCD: &[Cap] =
+    &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
+
 /// What our answers to Docker may take on a busy machine.
 pub(crate) const ALLOWED: Duration = Duration::from_secs(20);
 
@@ -40,6 +43,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::restart_before_the_move", AGENTS, starts::restart_before_the_move);
     suite.test("docker::stop_of_the_agent", AGENTS, starts::stop_of_the_agent);
     suite.test("docker::published_ports", AGENTS, starts::published_ports);
+    suite.test("docker::store_comes_later", WITH_ETCD, starts::store_comes_later);
     suite.test("docker::set_aside", AGENTS, starts::set_aside);
     suite.test("docker::swarm_frees", AGENTS, starts::swarm_frees);
     suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);

@@ -78,11 +78,6 @@ impl Driver {
         mac: Option<MacAddr>,
     ) -> Result<Attachment, Error> {
         let agent = &self.agent;
-        agent.await_store().await.map_err(|cause| {
-            Error::unavailable("the store is away, and a container of Docker needs it to start")
-                .cause(cause)
-                .next_step("`skybridge status` shows the store connection; traffic goes on")
-        })?;
         if mac.is_some() && mac == gateway::mac(network) {
             let name = &network.name;
             return Err(Error::conflict(format!("the gateway of network {name} has that MAC"))

@@ -5,7 +5,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use testkit::{Agent, Lab, traffic, wait_until};
+use testkit::{Agent, Family, Lab, Store, traffic, wait_until};
 
 use super::ALLOWED;
 use super::faults::{Hand, note, wait_endpoints};
@@ -196,4 +196,27 @@ pub(crate) fn swarm_frees() {
     let _ = two.done("NetworkDriver.DeleteEndpoint", &two.ids("e1"));
     let _ = two.done("NetworkDriver.DeleteNetwork", &ids);
     assert_eq!(agents[0].0.json(&["network", "ls"]), json!([]));
+}
+
+/// A store that is not there yet is waited for, as when the machines start.
+pub(crate) fn store_comes_later() {
+    let lab = Lab::with_hosts(1).build();
+    let socket = lab.directory().join("docker1.sock");
+    let path = socket.display().to_string();
+    let spec = lab.spec(1, Store::Etcd, Family::V4);
+    let agent = lab.start_agent(1, spec.args(&["--docker", "--docker-socket", &path]));
+    agent.allow_log("store");
+    let hand = Hand { socket: &socket, network: "0123456789abcdef" };
+    let pool = network(&hand, &json!({}), &json!({}));
+    let etcd = lab.etcd();
+    agent.kill9();
+    etcd.kill9();
+    agent.start();
+    let given = thread::scope(|scope| {
+        let asked = json!({ "PoolID": pool });
+        let asking = scope.spawn(move || hand.done("IpamDriver.RequestAddress", &asked));
+        etcd.restart();
+        asking.join().unwrap()
+    });
+    assert_eq!(given["Address"], "198.51.100.2/24");
 }
