@@ -31,6 +31,7 @@ pub mod api;
 pub mod attention;
 pub mod bounds;
 pub mod claims;
+pub mod docker;
 pub mod figures;
 pub mod garbage;
 mod guards;
@@ -111,6 +112,8 @@ pub struct Agent {
     pub datapath: Datapath,
     /// The networks of this host.
     pub networks: Networks,
+    /// What is kept of Docker's networks.
+    pub dockers: docker::Dockers,
     /// Addresses to attach with while the store is away.
     pub reserve: Book,
     /// The ways out of networks.
@@ -192,6 +195,7 @@ impl Agent {
         let journal = Journal::new(parts.state.path().join(JOURNAL));
         let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
+            dockers: docker::Dockers::open(parts.state.path()),
             reserve,
             routers: Routers::default(),
             paths: Paths::default(),

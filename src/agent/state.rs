@@ -9,6 +9,7 @@
 //!   STATE_DIR/tables.log[.old]         what changed of them since
 //!   STATE_DIR/reserved.json            addresses to attach with while the store is away
 //!   STATE_DIR/kernel.json              the kernel's devices that are followed
+//!   STATE_DIR/docker.json              what Docker's networks are
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!

@@ -123,7 +123,13 @@ async fn addresses(driver: &Driver, seen: &mut Seen) -> Result<(), String> {
     let agent = &driver.agent;
     let store = &agent.store;
     let early = driver.early_id().map_err(|err| err.to_string())?;
+    let turn = driver.networks.lock().await;
     let noted = driver.noted().await.map_err(|err| err.to_string())?;
+    for noted in noted.iter().filter(|noted| noted.host == agent.name) {
+        // Those that an earlier version wrote have no copy yet.
+        driver.keep_copy(noted).map_err(|err| err.to_string())?;
+    }
+    drop(turn);
     let mut networks: Vec<NetworkId> = noted
         .into_iter()
         .filter(|noted| match driver.scope {

@@ -55,7 +55,6 @@ pub use server::serve;
 use crate::agent::{Agent, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
-use pool::PoolId;
 
 /// The address spaces of our pools.
 const LOCAL_SPACE: &str = "skybridge-local";
@@ -76,8 +75,6 @@ pub struct Driver {
     networks: tokio::sync::Mutex<()>,
     /// Docker repeats what was not answered in time: the second finds what the first has done.
     endpoints: tokio::sync::Mutex<()>,
-    /// Pools that were asked for, for the network that Docker makes next. No more than a hint.
-    pending: Mutex<Vec<(Instant, PoolId)>>,
     /// Addresses that were given out and have no endpoint yet: nobody else gets them.
     early: Mutex<BTreeMap<(NetworkId, IpAddr), Instant>>,
 }
@@ -91,7 +88,6 @@ impl Driver {
             scope,
             networks: tokio::sync::Mutex::default(),
             endpoints: tokio::sync::Mutex::default(),
-            pending: Mutex::default(),
             early: Mutex::default(),
         })
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::options::{Options, Which};
 use super::pool::{PoolId, address_of, prefix_of};
 use super::{Answer, Driver, GLOBAL_SPACE, LOCAL_SPACE, types};
-use crate::agent::{network_error, store_error};
+use crate::agent::{network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
 use crate::driver::attach;
@@ -33,6 +33,15 @@ struct Asked {
     aside: Vec<IpAddr>,
     /// Docker chose the subnets, each Docker for itself.
     dockers_choice: bool,
+}
+
+/// A pool's id, or the one that is noted already and says more: a request that is repeated late finds
+/// no pool that was asked for.
+fn whole(pool: &PoolId, noted: &[String]) -> String {
+    let fuller = |text: &&String| {
+        text.parse().is_ok_and(|noted: PoolId| noted.prefix == pool.prefix) && pool.is_bare()
+    };
+    noted.iter().find(fuller).cloned().unwrap_or_else(|| pool.to_string())
 }
 
 /// Refuses a prefix that is no subnet of a network.
@@ -156,7 +165,7 @@ impl Driver {
                 }
             }
             let mut record = mine.map(|noted| noted.record.clone()).unwrap_or_default();
-            record.pools = asked.pools.iter().map(ToString::to_string).collect();
+            record.pools = asked.pools.iter().map(|pool| whole(pool, &record.pools)).collect();
             record.internal = asked.options.internal;
             record.gwbridge = asked.options.gwbridge.unwrap_or(true);
             change(&mut record);
@@ -169,6 +178,7 @@ impl Driver {
             let put = docker::put(&self.agent.store, &noted).await;
             // Somebody may have removed it in this moment.
             if put.map_err(|err| store_error(&err))? {
+                self.keep_copy(&noted)?;
                 tracing::info!(network = %network.name, docker = %asked.id, "a network of Docker");
                 return self.agent.network_record(network.id.as_str()).await;
             }
@@ -401,6 +411,16 @@ impl Driver {
         self.forget(noted, |record| record.allocated = false).await
     }
 
+    /// Keeps a copy of this host's record on the disk, except with a cluster store: there any host may
+    /// be told that the network is removed.
+    pub(super) fn keep_copy(&self, noted: &DockerNetwork) -> Result<(), Error> {
+        let anybodys = self.scope == DockerScope::Global && is_of_one_docker(noted.id.as_str());
+        if noted.host != self.agent.name || anybodys {
+            return Ok(());
+        }
+        self.agent.dockers.put(noted).map_err(|err| state_error(&err))
+    }
+
     /// What is noted under an id of Docker, on any host.
     async fn noted_as(&self, id: &str) -> Result<Vec<DockerNetwork>, Error> {
         let mut noted = self.noted().await?;
@@ -415,9 +435,14 @@ impl Driver {
     ) -> Answer {
         for mut noted in noted {
             change(&mut noted.record);
+            // Before the record, or it would be written again.
+            if noted.host == self.agent.name {
+                self.agent.dockers.remove(&noted).map_err(|err| state_error(&err))?;
+            }
             let failed = |err: membership::store::Error| store_error(&err);
             if noted.record.created || noted.record.allocated {
                 docker::put(&self.agent.store, &noted).await.map_err(failed)?;
+                self.keep_copy(&noted)?;
             } else if let Some(gone) =
                 docker::remove(&self.agent.store, &noted).await.map_err(failed)?
             {

@@ -19,7 +19,7 @@ use serde_json::json;
 use super::options::Which;
 use super::{Answer, Driver, types};
 use crate::agent::state::{Attachment, Stage};
-use crate::agent::{endpoint_error, network_error, store_error};
+use crate::agent::{endpoint_error, network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
 use crate::driver::attach;
@@ -27,8 +27,6 @@ use crate::driver::attach;
 /// What an address is wanted for, in the options of a request.
 const ADDRESS_TYPE: &str = "RequestAddressType";
 const GATEWAY: &str = "com.docker.network.gateway";
-/// How long a pool counts as a hint for the network that Docker makes next.
-const PENDING: Duration = Duration::from_secs(60);
 /// How long an address that was asked for belongs to whom it was given, without an endpoint. Docker
 /// goes on within milliseconds; afterwards its start has failed, and the next one asks again.
 const JUST: Duration = Duration::from_secs(30);
@@ -48,6 +46,13 @@ pub(super) struct PoolId {
     pub which: Which,
     /// Tells a prefix that we chose from those that users wrote.
     pub chosen: Option<String>,
+}
+
+impl PoolId {
+    /// Whether it says no more than its prefix.
+    pub(super) fn is_bare(&self) -> bool {
+        self.range.is_none() && self.which == Which::default() && self.chosen.is_none()
+    }
 }
 
 impl fmt::Display for PoolId {
@@ -194,10 +199,7 @@ impl Driver {
             self.by_prefixes(&all, &[prefix])?;
         }
         let answer = json!({ "PoolID": pool.to_string(), "Pool": prefix.to_string(), "Data": {} });
-        let now = Instant::now();
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|(since, other)| now.duration_since(*since) < PENDING && *other != pool);
-        pending.push((now, pool));
+        self.agent.dockers.ask(pool.to_string()).map_err(|err| state_error(&err))?;
         Ok(answer)
     }
 
@@ -206,22 +208,21 @@ impl Driver {
         self.scope == DockerScope::Local && pool.which == Which::default() && pool.chosen.is_none()
     }
 
-    /// The pool of this prefix that was asked for last, as far as this run knows.
+    /// The pool of this prefix that was asked for last.
     pub(super) fn pending(&self, prefix: IpNet) -> Option<PoolId> {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let mut newest = pending.iter().rev();
-        let found = newest
-            .find(|(since, pool)| pool.prefix == prefix && now.duration_since(*since) < PENDING);
-        found.map(|(_, pool)| pool.clone())
+        self.all_pending().find(|pool| pool.prefix == prefix)
+    }
+
+    fn all_pending(&self) -> impl Iterator<Item = PoolId> {
+        self.agent.dockers.pending().into_iter().filter_map(|pool| pool.parse().ok())
     }
 
     /// A subnet that nobody has, so far.
     fn choose(&self, all: &[NetworkRecord], v6: bool) -> Result<IpNet, Error> {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let pending: Vec<PoolId> = self.all_pending().collect();
         let taken = |candidate: &IpNet| {
             let subnets = all.iter().flat_map(|network| &network.subnets);
-            let asked = pending.iter().map(|(_, pool)| &pool.prefix);
+            let asked = pending.iter().map(|pool| &pool.prefix);
             subnets.chain(asked).any(|other| other.contains(candidate) || candidate.contains(other))
         };
         for _ in 0..CHOICES {
@@ -422,11 +423,20 @@ impl Driver {
     async fn bound(&self, pool: &PoolId) -> Result<Option<Arc<NetworkRecord>>, Error> {
         let text = pool.to_string();
         let noted = self.noted().await?;
-        let found = noted.iter().find(|noted| noted.record.pools.contains(&text));
-        match found {
-            Some(noted) => Ok(Some(self.agent.network_record(noted.network.as_str()).await?)),
-            None => Ok(None),
+        if let Some(noted) = noted.iter().find(|noted| noted.record.pools.contains(&text)) {
+            return Ok(Some(self.agent.network_record(noted.network.as_str()).await?));
         }
+        // Noted by a request that was repeated late, without what the pool says.
+        let bare = pool.prefix.to_string();
+        let mut ours = noted.iter().filter(|noted| {
+            noted.host == self.agent.name && noted.record.pools.contains(&bare)
+        });
+        let (Some(only), None) = (ours.next(), ours.next()) else { return Ok(None) };
+        let network = self.agent.network_record(only.network.as_str()).await?;
+        let which = &pool.which;
+        let is_meant = which.network.as_ref().is_none_or(|name| *name == network.name)
+            && which.vni.is_none_or(|vni| vni == network.vni);
+        Ok(Some(network).filter(|_| is_meant))
     }
 
     /// All networks as the store has them now.
