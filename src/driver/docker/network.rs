@@ -286,7 +286,17 @@ impl Driver {
     ) -> Result<NetworkRecord, Error> {
         let name = &found.name;
         for pool in &asked.pools {
-            check_subnet(found, pool.prefix)?;
+            check_subnet(found, pool.prefix).map_err(|err| {
+                // Nobody has written it, and the next time it would be another one.
+                if !asked.dockers_choice && pool.chosen.is_none() {
+                    return err;
+                }
+                let prefix = pool.prefix;
+                err.next_step(format!(
+                    "{prefix} was chosen since none was given: add --ipam-driver skybridge \
+                     --ipam-opt network={name}, or --subnet with one that the network has"
+                ))
+            })?;
         }
         let differs = |what: &str, theirs: String| {
             Err(Error::conflict(format!("network {name} is there already with another {what}"))
