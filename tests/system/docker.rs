@@ -44,6 +44,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::stop_of_the_agent", AGENTS, starts::stop_of_the_agent);
     suite.test("docker::published_ports", AGENTS, starts::published_ports);
     suite.test("docker::store_comes_later", WITH_ETCD, starts::store_comes_later);
+    suite.test("docker::pools_outlive_the_agent", AGENTS, starts::pools_outlive_the_agent);
     suite.test("docker::set_aside", AGENTS, starts::set_aside);
     suite.test("docker::swarm_frees", AGENTS, starts::swarm_frees);
     suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);

@@ -219,4 +219,53 @@ pub(crate) fn store_comes_later() {
         asking.join().unwrap()
     });
     assert_eq!(given["Address"], "198.51.100.2/24");
+
+    // What the store has lost of Docker's networks is written again: Docker would not repeat it.
+    let keys = || etcd.ctl(&["get", "--prefix", "--keys-only", "/skybridge/v1/docker/"]).stdout;
+    let before = keys();
+    assert!(before.contains(hand.network), "{before}");
+    let _ = etcd.ctl(&["del", "--prefix", "/skybridge/v1/docker/"]);
+    agent.kill9();
+    agent.start();
+    wait_until("it is written again", ALLOWED, || (keys() == before).then_some(()));
+    let _ = hand.create("e1", "198.51.100.2/24");
+    let _ = hand.done("NetworkDriver.DeleteEndpoint", &hand.ids("e1"));
+    let _ = hand.done("NetworkDriver.DeleteNetwork", &json!({ "NetworkID": hand.network }));
+    agent.kill9();
+    agent.start();
+    assert_eq!(agent.json(&["network", "ls"]), json!([]), "what is removed does not come back");
+}
+
+/// The network that Docker makes of a pool is the same when the agent was restarted in between, and
+/// what is noted of it does not get less when Docker repeats itself late.
+pub(crate) fn pools_outlive_the_agent() {
+    let lab = Lab::with_hosts(1).build();
+    let (agent, socket) = super::replay::agent(&lab, 1, "local");
+    let hand = Hand { socket: &socket, network: "0123456789abcdef" };
+    let asked = json!({ "Pool": "198.51.100.0/24", "SubPool": "198.51.100.128/25",
+        "AddressSpace": "skybridge-local", "Options": { "network": "web" } });
+    let pool = hand.done("IpamDriver.RequestPool", &asked)["PoolID"].clone();
+    agent.kill9();
+    agent.start();
+    let create = json!({
+        "NetworkID": hand.network,
+        "IPv4Data": [{ "AddressSpace": "skybridge-local", "Pool": "198.51.100.0/24",
+            "Gateway": "198.51.100.1/24" }],
+    });
+    let in_the_range = || {
+        let given = hand.done("IpamDriver.RequestAddress", &json!({ "PoolID": pool }));
+        let address = given["Address"].as_str().unwrap().to_owned();
+        let last = address.trim_start_matches("198.51.100.").trim_end_matches("/24");
+        assert!(last.parse::<u8>().unwrap() >= 128, "{address}");
+    };
+    let _ = hand.done("NetworkDriver.CreateNetwork", &create);
+    in_the_range();
+    assert_eq!(agent.json(&["network", "ls"])[0]["name"], "web");
+    agent.kill9();
+    std::fs::remove_file(agent.state_dir().join("docker.json")).unwrap();
+    agent.start();
+    let again = json!({ "NetworkID": hand.network, "IPv4Data": create["IPv4Data"],
+        "Options": { "com.docker.network.generic": { "network": "web" } } });
+    let _ = hand.done("NetworkDriver.CreateNetwork", &again);
+    in_the_range();
 }
