@@ -191,7 +191,9 @@ async fn dockers_again(agent: &Agent, kept: &[DockerNetwork]) -> Result<(), stor
         if !membership::docker::put(&agent.store, noted).await? {
             continue;
         }
-        tracing::info!(network = %noted.network, docker = %noted.id, "Docker's network is written again");
+        tracing::info!(
+            network = %noted.network, docker = %noted.id, "Docker's network is written again"
+        );
         // Docker has removed it meanwhile, which found nothing to remove.
         if !agent.dockers.networks(&agent.name).contains(noted) {
             membership::docker::remove(&agent.store, noted).await?;

@@ -43,8 +43,8 @@ use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
 use crate::link::endpoint::{Plug, adopt, plug, port, set_mtu, unplug, up};
-use crate::link::{handover, routed};
 use crate::link::{NetNs, NetNsRef, NetworkNs};
+use crate::link::{handover, routed};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);

@@ -26,8 +26,7 @@ pub(crate) const WITH_DOCKER: &[Cap] = &[
     Cap::Docker,
 ];
 
-const WITH_ETCD: &[Cap] =
-    &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
+const WITH_ETCD: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
 
 /// What our answers to Docker may take on a busy machine.
 pub(crate) const ALLOWED: Duration = Duration::from_secs(20);

@@ -428,9 +428,9 @@ impl Driver {
         }
         // Noted by a request that was repeated late, without what the pool says.
         let bare = pool.prefix.to_string();
-        let mut ours = noted.iter().filter(|noted| {
-            noted.host == self.agent.name && noted.record.pools.contains(&bare)
-        });
+        let mut ours = noted
+            .iter()
+            .filter(|noted| noted.host == self.agent.name && noted.record.pools.contains(&bare));
         let (Some(only), None) = (ours.next(), ours.next()) else { return Ok(None) };
         let network = self.agent.network_record(only.network.as_str()).await?;
         let which = &pool.which;

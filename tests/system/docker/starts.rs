@@ -170,15 +170,14 @@ pub(crate) fn set_aside() {
 pub(crate) fn swarm_frees() {
     let lab = Lab::with_hosts(2).build();
     let agents = [1, 2].map(|host| super::replay::agent(&lab, host, "global"));
-    let hands = agents.each_ref().map(|(_, socket)| Hand {
-        socket,
-        network: "p6n4cehdm1xjw2v0a9tqrk3sy",
-    });
+    let hands =
+        agents.each_ref().map(|(_, socket)| Hand { socket, network: "p6n4cehdm1xjw2v0a9tqrk3sy" });
     let data = json!([{ "AddressSpace": "skybridge-global", "Pool": "198.51.100.0/24",
         "Gateway": "198.51.100.1/24" }]);
     let mut options = Value::Null;
     for hand in &hands {
-        let asked = json!({ "NetworkID": hand.network, "Options": { "vni": "77" }, "IPv4Data": data });
+        let asked =
+            json!({ "NetworkID": hand.network, "Options": { "vni": "77" }, "IPv4Data": data });
         options = hand.done("NetworkDriver.AllocateNetwork", &asked)["Options"].clone();
     }
     for hand in &hands {
