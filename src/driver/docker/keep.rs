@@ -1,12 +1,13 @@
 //! What Docker did not end is ended: an endpoint whose Join never came or whose DeleteEndpoint was
 //! lost, an interface that Docker took out of a sandbox without a Leave, an address that no endpoint
-//! followed. Interfaces that went with their sandbox are noticed for all attachments alike
+//! followed, a network that was made for Docker and that no Docker has. Interfaces that went with their sandbox are noticed for all attachments alike
 //! ([`crate::agent::tasks`]).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use membership::docker::MADE_BY;
 use membership::ipam;
 use membership::key::{Key, NetworkId, Range};
 use membership::record::{AddressRecord, Stored as _};
@@ -17,6 +18,7 @@ use super::network::is_of_one_docker;
 use crate::agent::state::{Attachment, Stage};
 use crate::agent::tasks::SessionState;
 use crate::config::DockerScope;
+use crate::control::types::Error;
 use crate::driver::attach;
 use crate::link::{NetNs, handover};
 
@@ -30,7 +32,10 @@ const FORLORN: Duration = Duration::from_secs(60);
 const UNTAKEN: Duration = Duration::from_secs(15 * 60);
 /// How long an address may be without an endpoint.
 const EARLY: Duration = Duration::from_secs(300);
-/// How often the store is asked for such addresses.
+/// How long a network that was made for Docker may be nobody's: milliseconds lie between its making
+/// and the note of whose it is, and between the removals of both.
+const NOBODYS: Duration = Duration::from_secs(300);
+/// How often the store is asked for such addresses and networks.
 const EARLY_LOOK: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -38,6 +43,7 @@ struct Seen {
     /// Endpoints without a sandbox, or with an interface that is not in it, and since when.
     forlorn: BTreeMap<String, Instant>,
     early: BTreeMap<(NetworkId, IpAddr), Instant>,
+    nobodys: BTreeMap<NetworkId, Instant>,
     looked: Option<Instant>,
 }
 
@@ -57,6 +63,9 @@ pub(super) async fn run(driver: &Driver) {
             seen.looked = Some(Instant::now());
             if let Err(err) = addresses(driver, &mut seen).await {
                 tracing::debug!(%err, "addresses that Docker asked for cannot be looked at");
+            }
+            if let Err(err) = networks(driver, &mut seen).await {
+                tracing::debug!(%err, "networks that were made for Docker cannot be looked at");
             }
         }
     }
@@ -166,5 +175,33 @@ async fn addresses(driver: &Driver, seen: &mut Seen) -> Result<(), String> {
         }
     }
     seen.early = found;
+    Ok(())
+}
+
+/// Removes networks that were made for Docker and that nobody has: an agent was stopped between their
+/// making and the note, or between the removals of both.
+async fn networks(driver: &Driver, seen: &mut Seen) -> Result<(), Error> {
+    let store = &driver.agent.store;
+    let noted = driver.noted().await?;
+    let all = driver.networks().await?;
+    let now = Instant::now();
+    let mut nobodys = BTreeMap::new();
+    for network in all {
+        let made = network.labels.get(MADE_BY.0).is_some_and(|value| value == MADE_BY.1);
+        if !made || noted.iter().any(|noted| noted.network == network.id) {
+            continue;
+        }
+        let since = seen.nobodys.get(&network.id).copied().unwrap_or(now);
+        nobodys.insert(network.id.clone(), since);
+        if now.duration_since(since) < NOBODYS {
+            continue;
+        }
+        // In one transaction with the look at whether somebody has it after all.
+        match membership::network::remove(store, network.id.as_str(), false).await {
+            Ok(gone) => tracing::info!(network = %gone.name, "no Docker has this network; removed"),
+            Err(err) => tracing::debug!(network = %network.name, %err, "it is not removed"),
+        }
+    }
+    seen.nobodys = nobodys;
     Ok(())
 }
