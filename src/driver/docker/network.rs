@@ -9,6 +9,7 @@ use membership::gateway;
 use membership::key::{DockerId, NetworkName};
 use membership::network::{self, NetworkSpec};
 use membership::record::{AddressRange, DockerRecord, NetworkOptions, NetworkRecord};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::options::{Options, Which};
@@ -56,9 +57,32 @@ pub(super) fn check_subnet(network: &NetworkRecord, prefix: IpNet) -> Result<(),
         .next_step("give --subnet with one of them, or leave --subnet out"))
 }
 
-/// The prefixes that Docker takes by itself unless it is told others (moby,
-/// `libnetwork/ipamutils`): 172.17.0.0/16 to 172.31.0.0/16, and /20s of 192.168.0.0/16.
-fn is_dockers_choice(prefix: IpNet) -> bool {
+/// Where Docker is told which prefixes to take by itself.
+const DAEMON_FILE: &str = "/etc/docker/daemon.json";
+
+/// What Docker takes prefixes of, and how long they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+struct AddressPool {
+    base: IpNet,
+    size: u8,
+}
+
+/// The `default-address-pools` of Docker's own configuration, where it has any.
+fn address_pools(text: &str) -> Vec<AddressPool> {
+    let file: Value = serde_json::from_str(text).unwrap_or_default();
+    let pools = file.get("default-address-pools").cloned().unwrap_or_default();
+    serde_json::from_value(pools).unwrap_or_default()
+}
+
+/// Whether Docker may have taken a prefix by itself. Unless it is told others (moby,
+/// `libnetwork/ipamutils`) it takes 172.17.0.0/16 to 172.31.0.0/16, and /20s of 192.168.0.0/16.
+fn is_dockers_choice(prefix: IpNet, pools: &[AddressPool]) -> bool {
+    if !pools.is_empty() {
+        let of = |pool: &AddressPool| {
+            pool.size == prefix.prefix_len() && pool.base.trunc().contains(&prefix)
+        };
+        return pools.iter().any(of);
+    }
     let IpNet::V4(prefix) = prefix else { return false };
     matches!(
         (prefix.addr().octets(), prefix.prefix_len()),
@@ -78,13 +102,15 @@ impl Driver {
         let mut options = options;
         let (mut pools, mut gateways, mut aside) = (Vec::new(), Vec::new(), Vec::new());
         let mut dockers_choice = false;
+        let daemon = std::fs::read_to_string(DAEMON_FILE).unwrap_or_default();
+        let defaults = address_pools(&daemon);
         for subnet in asked.ipv4.iter().chain(&asked.ipv6) {
             if subnet.pool.is_empty() {
                 continue;
             }
             let prefix = prefix_of(&subnet.pool)?;
             let ours = [LOCAL_SPACE, GLOBAL_SPACE].contains(&subnet.address_space.as_str());
-            dockers_choice |= !ours && is_dockers_choice(prefix);
+            dockers_choice |= !ours && is_dockers_choice(prefix, &defaults);
             let pool = match self.pending(prefix).filter(|_| ours) {
                 Some(pool) => pool,
                 None => PoolId { prefix, range: None, which: Which::default(), chosen: None },
@@ -509,7 +535,22 @@ mod tests {
             ("10.0.0.0/24", false),
             ("2001:db8::/64", false),
         ] {
-            assert_eq!(is_dockers_choice(text.parse().unwrap()), by_itself, "{text}");
+            assert_eq!(is_dockers_choice(text.parse().unwrap(), &[]), by_itself, "{text}");
+        }
+    }
+
+    #[test]
+    fn dockers_own_configuration_says_what_it_takes_by_itself() {
+        let pools = address_pools(
+            r#"{ "debug": true, "default-address-pools": [{ "base": "10.200.0.0/16", "size": 24 }] }"#,
+        );
+        for (text, by_itself) in
+            [("10.200.7.0/24", true), ("10.200.0.0/20", false), ("172.17.0.0/16", false)]
+        {
+            assert_eq!(is_dockers_choice(text.parse().unwrap(), &pools), by_itself, "{text}");
+        }
+        for text in ["", "{", "{}", r#"{ "default-address-pools": 7 }"#] {
+            assert_eq!(address_pools(text), [], "{text}");
         }
     }
 }
