@@ -1,6 +1,5 @@
 //! What Docker asks in the moment in which an agent stops or starts, on one host and on the second.
 
-use std::path::Path;
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -9,7 +8,7 @@ use testkit::{Agent, Family, Lab, Store, traffic, wait_until};
 
 use super::ALLOWED;
 use super::faults::{Hand, note, wait_endpoints};
-use super::replay::{ask, send};
+use super::replay::ask;
 
 const NETWORK: &str = "docker-198.51.100.0-24";
 
@@ -105,28 +104,25 @@ pub(crate) fn stop_of_the_agent() {
     let (agent, socket) = super::replay::agent(&lab, 1, "local");
     let hand = Hand { socket: &socket, network: "0123456789abcdef" };
     let _ = network(&hand, &json!({}), &json!({}));
-    let create = |number: usize, socket: &Path| {
+    for number in 0..3_u8 {
         let endpoint = format!("e{number}");
         let mut request = hand.ids(&endpoint);
         request["Interface"] = json!({ "Address": format!("198.51.100.{}/24", 40 + number) });
-        send(socket, "POST /NetworkDriver.CreateEndpoint", &request.to_string())
-    };
-    let notes = agent.state_dir().join("attachments");
-    thread::scope(|scope| {
-        let all: Vec<_> =
-            (0..6).map(|number| scope.spawn(move || create(number, &socket))).collect();
-        wait_until("the first is under way", ALLOWED, || {
-            std::fs::read_dir(&notes).unwrap().next().map(|_| ())
+        let note = agent.state_dir().join("attachments").join(&endpoint);
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| hand.done("NetworkDriver.CreateEndpoint", &request));
+            wait_until("it is under way", ALLOWED, || note.exists().then_some(()));
+            agent.signal(Signal::SIGTERM);
+            let answer = asking.join().unwrap();
+            assert_eq!(
+                answer["Interface"]["MacAddress"],
+                format!("02:42:c6:33:64:{:02x}", 40 + number)
+            );
         });
-        agent.signal(Signal::SIGTERM);
-        for thread in all {
-            let (status, answer) = thread.join().unwrap();
-            assert!(status == 200 && answer.contains("02:42:c6:33:64"), "{status}: {answer}");
-        }
-    });
-    wait_until("the agent has stopped", ALLOWED, || (!agent.running()).then_some(()));
-    agent.start();
-    wait_endpoints(&agent, 6);
+        wait_until("the agent has stopped", ALLOWED, || (!agent.running()).then_some(()));
+        agent.start();
+    }
+    wait_endpoints(&agent, 3);
 }
 
 /// Ports are refused where the user asks for them, and not because the container has some elsewhere.
