@@ -207,9 +207,9 @@ pub(crate) fn store_comes_later() {
     agent.kill9();
     etcd.kill9();
     agent.start();
+    let asked = json!({ "PoolID": pool });
     let given = thread::scope(|scope| {
-        let asked = json!({ "PoolID": pool });
-        let asking = scope.spawn(move || hand.done("IpamDriver.RequestAddress", &asked));
+        let asking = scope.spawn(|| hand.done("IpamDriver.RequestAddress", &asked));
         etcd.restart();
         asking.join().unwrap()
     });
