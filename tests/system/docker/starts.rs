@@ -1,5 +1,6 @@
 //! What Docker asks in the moment in which an agent stops or starts, on one host and on the second.
 
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -206,7 +207,9 @@ pub(crate) fn store_comes_later() {
     let etcd = lab.etcd();
     agent.kill9();
     etcd.kill9();
-    agent.start();
+    // It is ready with the store, and serves Docker before.
+    agent.start_without_waiting();
+    wait_until("Docker is served", ALLOWED, || UnixStream::connect(&socket).ok());
     let asked = json!({ "PoolID": pool });
     let given = thread::scope(|scope| {
         let asking = scope.spawn(|| hand.done("IpamDriver.RequestAddress", &asked));
@@ -214,6 +217,7 @@ pub(crate) fn store_comes_later() {
         asking.join().unwrap()
     });
     assert_eq!(given["Address"], "198.51.100.2/24");
+    agent.wait_ready();
 
     // What the store has lost of Docker's networks is written again: Docker would not repeat it.
     let keys = || etcd.ctl(&["get", "--prefix", "--keys-only", "/skybridge/v1/docker/"]).stdout;
