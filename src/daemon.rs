@@ -321,11 +321,12 @@ async fn serve(
     };
     let api = Arc::new(api::Control(Arc::clone(&agent)));
     let control = tokio::spawn(server::serve(listener, api, until));
+    let mut docker_served = None;
     if let Some((docker, socket)) = config.docker.as_ref().zip(docker_socket.as_mut()) {
         let listener = socket.take_listener().ok_or_else(|| cannot("no listener".to_owned()))?;
         let driver = docker::Driver::new(Arc::clone(&agent), docker.scope);
         ended.spawn(Arc::clone(&driver).keep());
-        ended.spawn(serve_docker(listener, driver, docker_until));
+        docker_served = Some(tokio::spawn(serve_docker(listener, driver, docker_until)));
         tracing::info!(
             name = docker.name, scope = docker.scope.name(), socket = %docker.socket.display(),
             "Docker is served"
@@ -355,7 +356,13 @@ async fn serve(
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("the agent stops; containers keep their interfaces");
     let _ = stop.send(true);
-    let _ = tokio::time::timeout(GOODBYE, control).await;
+    // What Docker has asked for goes on for a moment, and needs the session. It ends by itself.
+    let docker_ends = async {
+        if let Some(served) = docker_served {
+            let _ = served.await;
+        }
+    };
+    let _ = tokio::join!(tokio::time::timeout(GOODBYE, control), docker_ends);
     refused.abort();
     // One that has ended may have been asked for its outcome above, and must not be asked twice.
     if !refused.is_finished() {

@@ -131,8 +131,8 @@ pub struct EndpointSpec {
     /// This endpoint, wherever it is, makes room in the same transaction: its record goes, and what
     /// it held may be wanted.
     pub replaces: Option<EndpointId>,
-    /// An endpoint of this id that is there already, on this host and with just these addresses and
-    /// this MAC, is taken for this one.
+    /// An endpoint of this id that is there already, on this host and with these addresses and this
+    /// MAC, is taken for this one.
     pub again: bool,
 }
 
@@ -293,9 +293,9 @@ impl Attempt<'_> {
     }
 
     fn is_same(&self, there: &EndpointRecord) -> bool {
-        let ips: BTreeSet<IpAddr> = there.ips.iter().copied().collect();
+        // It may have got others beside those that it must have.
         there.host == *self.host
-            && ips == self.spec.ips.iter().copied().collect()
+            && self.spec.ips.iter().all(|ip| there.ips.contains(ip))
             && self.spec.mac.is_none_or(|mac| mac == there.mac)
     }
 

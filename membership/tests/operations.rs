@@ -531,9 +531,16 @@ async fn networks_of_docker_are_kept(_: Backend, world: World) {
     assert_eq!(gone.map(|network| network.name), Some(name("made")));
     assert_eq!(docker::remove(&store, &all[1]).await.unwrap(), None, "once more does no harm");
     assert!(!docker::put(&store, &all[1]).await.unwrap(), "there is no such network any more");
+    // One that is absent comes back, with a Docker that tells of its networks but once.
+    let minute = Duration::from_secs(60);
+    let marked = gc::mark_absent(&store, &host("h1"), minute).await.unwrap();
+    assert!(marked.contains(&host("h3")), "{marked:?}");
+    let absent = gc::Options { grace: Duration::ZERO, host: None };
+    gc::collect(&store, &absent, Duration::ZERO, |_| true).await.unwrap();
+    assert_eq!(docker::list(&store).await.unwrap(), [all[2].clone()]);
     // A host that does not come back keeps nothing.
     assert!(network::remove(&store, "own", false).await.is_err());
-    let options = gc::Options { grace: Duration::from_secs(60), host: Some(host("h3")) };
+    let options = gc::Options { grace: minute, host: Some(host("h3")) };
     gc::collect(&store, &options, Duration::ZERO, |_| true).await.unwrap();
     assert_eq!(docker::list(&store).await.unwrap(), []);
     network::remove(&store, "own", false).await.unwrap();

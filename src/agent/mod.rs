@@ -31,6 +31,7 @@ pub mod api;
 pub mod attention;
 pub mod bounds;
 pub mod claims;
+pub mod docker;
 pub mod figures;
 pub mod garbage;
 mod guards;
@@ -111,6 +112,8 @@ pub struct Agent {
     pub datapath: Datapath,
     /// The networks of this host.
     pub networks: Networks,
+    /// What is kept of Docker's networks.
+    pub dockers: docker::Dockers,
     /// Addresses to attach with while the store is away.
     pub reserve: Book,
     /// The ways out of networks.
@@ -192,6 +195,7 @@ impl Agent {
         let journal = Journal::new(parts.state.path().join(JOURNAL));
         let reserve = Book::open(parts.state.path(), parts.attachments.values());
         Self {
+            dockers: docker::Dockers::open(parts.state.path()),
             reserve,
             routers: Routers::default(),
             paths: Paths::default(),
@@ -274,13 +278,20 @@ impl Agent {
     /// # Errors
     /// Why it is away, when it does not come back in that time.
     pub async fn await_store(&self) -> Result<(), String> {
-        let mut status = self.watch.clone();
         let waited = match self.watch_status() {
             WatchStatus::Connected { .. } => return Ok(()),
             WatchStatus::Disconnected { since, .. } => since.elapsed(),
         };
+        self.await_store_for(STORE_PATIENCE.saturating_sub(waited)).await
+    }
+
+    /// Waits for a store that is away, however long it has been.
+    ///
+    /// # Errors
+    /// Why it is away, when it does not come back in that time.
+    pub async fn await_store_for(&self, patience: Duration) -> Result<(), String> {
+        let mut status = self.watch.clone();
         let connected = status.wait_for(WatchStatus::is_connected);
-        let patience = STORE_PATIENCE.saturating_sub(waited);
         if tokio::time::timeout(patience, connected).await.is_ok() {
             return Ok(());
         }

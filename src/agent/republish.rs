@@ -11,6 +11,9 @@
 //! ([`membership::watch::Batch::rolled_back`]), so no frame is lost. Addresses in reserve are of the
 //! history before, too: they are forgotten, and reserved anew when that time is over.
 //!
+//! Which network each network of this host's Docker is, Docker tells but once: it is compared with
+//! the copy on the disk ([`super::docker`]) whenever something may be missing.
+//!
 //! Endpoints that the store was never told of, and those that are cut off, are not written here
 //! ([`crate::driver::offline`]), only their networks.
 //!
@@ -25,10 +28,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use membership::docker::DockerNetwork;
 use membership::endpoint::EndpointSpec;
 use membership::key::{EndpointId, Key, NetworkId};
 use membership::record::NetworkRecord;
 use membership::restore;
+use membership::store;
 use membership::watch::{Batch, Event};
 use tokio::sync::Notify;
 
@@ -117,11 +122,13 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
     let mut attached = agent.attachments();
     attached.retain(|note| note.stage == Stage::Attached);
     let mut whole = true;
+    let dockers = agent.dockers.networks(&agent.name);
     if rolled_back {
-        let networks: BTreeMap<&str, &str> = attached
-            .iter()
-            .map(|note| (note.network.as_str(), note.network_name.as_str()))
-            .collect();
+        let mut networks: BTreeMap<&str, &str> =
+            dockers.iter().map(|noted| (noted.network.as_str(), noted.network.as_str())).collect();
+        networks.extend(
+            attached.iter().map(|note| (note.network.as_str(), note.network_name.as_str())),
+        );
         for (id, name) in networks {
             whole &= network(agent, id, name).await;
         }
@@ -130,6 +137,10 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
         if whole {
             tasks::remove_orphans(agent).await;
         }
+    }
+    if let Err(err) = dockers_again(agent, &dockers).await {
+        tracing::debug!(%err, "Docker's networks cannot be compared now");
+        whole = false;
     }
     let mut written = BTreeSet::new();
     for note in &attached {
@@ -162,6 +173,33 @@ async fn repair(agent: &Agent, rolled_back: bool) -> bool {
         tracing::info!(endpoints = written.len(), "written to the store again");
     }
     whole
+}
+
+/// Writes what the store lacks of Docker's networks. One whose network is gone is nobody's.
+async fn dockers_again(agent: &Agent, kept: &[DockerNetwork]) -> Result<(), store::Error> {
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let there = membership::docker::list(&agent.store).await?;
+    for noted in kept {
+        let same = |other: &DockerNetwork| {
+            (&other.network, &other.host, &other.id) == (&noted.network, &noted.host, &noted.id)
+        };
+        if there.iter().any(same) {
+            continue;
+        }
+        if !membership::docker::put(&agent.store, noted).await? {
+            continue;
+        }
+        tracing::info!(
+            network = %noted.network, docker = %noted.id, "Docker's network is written again"
+        );
+        // Docker has removed it meanwhile, which found nothing to remove.
+        if !agent.dockers.networks(&agent.name).contains(noted) {
+            membership::docker::remove(&agent.store, noted).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes one endpoint if the store lacks it. `Err` when it is worth another try.

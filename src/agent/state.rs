@@ -9,6 +9,7 @@
 //!   STATE_DIR/tables.log[.old]         what changed of them since
 //!   STATE_DIR/reserved.json            addresses to attach with while the store is away
 //!   STATE_DIR/kernel.json              the kernel's devices that are followed
+//!   STATE_DIR/docker.json              what Docker's networks are
 //!   STATE_DIR/attachments/ENDPOINT     one file per attachment, JSON
 //! ```
 //!
@@ -140,6 +141,9 @@ pub struct Attachment {
     /// Docker's id of the network, where Docker moves the interface and gives it its addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker: Option<String>,
+    /// Whether Docker has taken the interface out of the host's namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
     /// Why it is quarantined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -326,6 +330,7 @@ mod tests {
             labels: Default::default(),
             publication: Publication::Done,
             docker: None,
+            moved: false,
             reason: None,
         }
     }

@@ -362,7 +362,9 @@ pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
             }
             // Nothing is missing but the store's word, or it was cut off.
             Stage::Detaching => take_down(agent, note).await,
-            Stage::Quarantined if attach::sandbox_is_gone(&note) => take_down(agent, note).await,
+            Stage::Quarantined if attach::sandbox_is_gone(agent, &note).await => {
+                take_down(agent, note).await;
+            }
             // Docker goes on with it, or it is collected ([`crate::driver::docker`]).
             Stage::Quarantined | Stage::Reserved => {}
         }
@@ -427,18 +429,25 @@ pub async fn remove_orphans(agent: &Agent) {
 /// Detaches endpoints whose interface went away with its sandbox.
 async fn detach_gone(agent: &Arc<Agent>) {
     for local in agent.networks.all().await {
+        // Before the ports, so that an endpoint that comes meanwhile does not look like one gone.
+        let noted = agent.attachments();
         let Ok(found) = link::endpoint::find(&local.namespace, agent.networks.owner()).await else {
             continue;
         };
         let present: BTreeSet<String> =
             found.into_iter().filter_map(|port| port.endpoint).collect();
-        let gone = agent.attachments().into_iter().filter(|note| {
+        let gone = noted.into_iter().filter(|note| {
             note.stage == Stage::Attached
                 && note.network == local.id.as_str()
                 && agent.is_settled(&note.endpoint)
                 && !present.contains(&note.endpoint)
         });
         for note in gone {
+            // Docker repeats a Join whose answer it has not heard, with an interface made anew.
+            let same = agent.attachment(&note.endpoint).as_ref() == Some(&note);
+            if !same || !attach::port_is_gone(agent, &note).await {
+                continue;
+            }
             tracing::info!(
                 endpoint = %note.endpoint, sandbox = %note.sandbox,
                 "an interface is gone with its sandbox; detaching it"

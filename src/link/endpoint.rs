@@ -186,24 +186,29 @@ pub async fn adopt(
         return Ok(None);
     };
     settle(network, owner, plug, &sandbox, &port, &inner).await?;
-    if network.is_routed() {
-        return Ok(Some(Plugged { plug: plug.clone(), port, inner }));
+    if !network.is_routed() {
+        settle_fdb(netlink, &port, plug.mac).await?;
     }
+    Ok(Some(Plugged { plug: plug.clone(), port, inner }))
+}
+
+/// Has frames for `mac` go to a port, and for no other MAC.
+pub(super) async fn settle_fdb(netlink: &Netlink, port: &Link, mac: MacAddr) -> Result<(), Error> {
     let mut present = false;
     for entry in netlink.fdb().await? {
         if entry.port != port.index || entry.bridge.is_none() || entry.kind == FdbKind::Local {
             continue;
         }
-        if entry.mac == plug.mac && entry.kind == FdbKind::Static {
+        if entry.mac == mac && entry.kind == FdbKind::Static {
             present = true;
         } else {
-            netlink.fdb_delete(&port, entry.mac).await?;
+            netlink.fdb_delete(port, entry.mac).await?;
         }
     }
     if !present {
-        netlink.fdb_replace(&port, plug.mac).await?;
+        netlink.fdb_replace(port, mac).await?;
     }
-    Ok(Some(Plugged { plug: plug.clone(), port, inner }))
+    Ok(())
 }
 
 /// Refuses what would collide in the sandbox.

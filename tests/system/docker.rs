@@ -13,6 +13,7 @@ use crate::support::{AGENTS, exchange, measured};
 mod faults;
 mod global;
 mod replay;
+mod starts;
 
 pub(crate) const WITH_DOCKER: &[Cap] = &[
     Cap::Root,
@@ -25,6 +26,8 @@ pub(crate) const WITH_DOCKER: &[Cap] = &[
     Cap::Docker,
 ];
 
+const WITH_ETCD: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
+
 /// What our answers to Docker may take on a busy machine.
 pub(crate) const ALLOWED: Duration = Duration::from_secs(20);
 
@@ -35,6 +38,14 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::crashes", WITH_DOCKER, faults::crashes);
     suite.test("docker::lost_messages", AGENTS, faults::lost_messages);
     suite.test("docker::bad_requests", AGENTS, faults::bad_requests);
+    suite.test("docker::cut_off", AGENTS, starts::cut_off);
+    suite.test("docker::restart_before_the_move", AGENTS, starts::restart_before_the_move);
+    suite.test("docker::stop_of_the_agent", AGENTS, starts::stop_of_the_agent);
+    suite.test("docker::published_ports", AGENTS, starts::published_ports);
+    suite.test("docker::store_comes_later", WITH_ETCD, starts::store_comes_later);
+    suite.test("docker::pools_outlive_the_agent", AGENTS, starts::pools_outlive_the_agent);
+    suite.test("docker::set_aside", AGENTS, starts::set_aside);
+    suite.test("docker::swarm_frees", AGENTS, starts::swarm_frees);
     suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);
     for name in ["local", "fail", "kv", "swarm"] {
         suite.test(format!("docker::replay_{name}"), AGENTS, move || replay::replay(name));

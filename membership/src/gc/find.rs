@@ -114,11 +114,12 @@ fn of_network<T>(kind: Kind, key: Key, item: &Item<T>, network: &NetworkId) -> F
     finding(kind, &key, format!("network {network} has no record"), action)
 }
 
-/// Networks of Docker on hosts that are gone, or that are no network any more.
+/// Networks of Docker on hosts that were said to be removed, or that are no network any more. One
+/// that is only absent comes back with its Docker, which tells of its networks but once.
 fn dockers(model: &Model, id: &NetworkId, network: &Network, found: &mut Vec<Finding>) {
     for ((host, docker), revision) in &network.dockers {
         let key = Key::Docker(id.clone(), host.clone(), docker.clone());
-        let (reason, absent, age) = match model.gone(host) {
+        let (reason, absent, age) = match model.gone(host).filter(|gone| gone.mark.is_none()) {
             Some(gone) => (absence(host, gone), Key::Host(host.clone()), gone.age),
             None if network.record.is_none() => {
                 (format!("network {id} has no record"), Key::Network(id.clone()), None)

@@ -26,6 +26,12 @@ const PREFIX: &str = "eth";
 /// Ports that the user wants to be published.
 const PORT_MAP: &str = "com.docker.network.portmap";
 
+/// Whether the store has said what an endpoint has. Until then its note is a plan: the agent may have
+/// been stopped before or after the record was written.
+fn is_made(note: &Attachment) -> bool {
+    note.publication == Publication::Done && note.mac != MacAddr::ZERO
+}
+
 fn id_of(text: &str) -> Result<EndpointId, Error> {
     EndpointId::new(text).map_err(|err| Error::bad_request(err.to_string()))
 }
@@ -47,16 +53,18 @@ impl Driver {
                     .next_step("write six bytes such as 02:00:5e:00:53:01 behind --mac-address")
             })?),
         };
-        let (_, network) = self.known(&asked.network).await?;
+        let (docker, network) = self.known(&asked.network).await?;
+        check_ports(&network, &docker, &asked.options)?;
         let _turn = self.endpoints.lock().await;
         let record = match self.agent.attachment(id.as_str()) {
-            // Docker has not heard our answer.
-            Some(note) if note.docker.is_some() && note.stage != Stage::Detaching => note,
-            Some(_) => {
+            Some(note) if note.docker.is_none() || note.stage == Stage::Detaching => {
                 return Err(Error::conflict("the endpoint is just being removed")
                     .next_step("start the container again in some seconds"));
             }
-            None => self.make(&asked.network, &network, &id, &ips, mac).await?,
+            // Docker has not heard our answer.
+            Some(note) if is_made(&note) => note,
+            // There is none, or its making was cut off.
+            _ => self.make(&asked.network, &network, &id, &ips, mac).await?,
         };
         Ok(json!({ "Interface": filled(interface, &record) }))
     }
@@ -70,11 +78,6 @@ impl Driver {
         mac: Option<MacAddr>,
     ) -> Result<Attachment, Error> {
         let agent = &self.agent;
-        agent.await_store().await.map_err(|cause| {
-            Error::unavailable("the store is away, and a container of Docker needs it to start")
-                .cause(cause)
-                .next_step("`skybridge status` shows the store connection; traffic goes on")
-        })?;
         if mac.is_some() && mac == gateway::mac(network) {
             let name = &network.name;
             return Err(Error::conflict(format!("the gateway of network {name} has that MAC"))
@@ -82,7 +85,7 @@ impl Driver {
         }
         let mut adopt = None;
         for ip in ips {
-            self.evict(&network.id, *ip).await?;
+            self.evict(&network.id, *ip, Some(id)).await?;
             if let Some(holder) = self.holder(&network.id, *ip).await? {
                 adopt = adopt.or_else(|| self.early_holder(&holder));
             }
@@ -109,6 +112,7 @@ impl Driver {
             labels: Default::default(),
             publication: Publication::Unsure,
             docker: Some(docker.to_owned()),
+            moved: false,
             reason: None,
         };
         agent.put_attachment(&note)?;
@@ -158,18 +162,10 @@ impl Driver {
                 .next_step("start the container again"));
         };
         let (docker, network) = self.known(&asked.network).await?;
-        let routed = gateway::is_routed(&network) && !docker.internal;
-        let maps = asked.options.get(PORT_MAP).and_then(Value::as_array);
-        if routed && maps.is_some_and(|maps| !maps.is_empty()) {
-            return Err(Error::conflict("ports cannot be published from this network")
-                .cause(format!(
-                    "network {} has a way out of its own, and Docker's bridge is not used",
-                    network.name
-                ))
-                .next_step(
-                    "leave --publish out: with host_access the container's own address is reached \
-                     from this host; or use a network without nat_outgoing and host_access",
-                ));
+        if !is_made(&note) {
+            let ips: Vec<IpAddr> = note.ips.iter().map(IpNet::addr).collect();
+            let mac = Some(note.mac).filter(|mac| *mac != MacAddr::ZERO);
+            note = self.make(&asked.network, &network, &id, &ips, mac).await?;
         }
         if let Err(error) = self.plug_in(&mut note, &network, &asked.sandbox).await {
             // Docker removes the endpoint next; nothing of the interface is left until then.
@@ -199,7 +195,12 @@ impl Driver {
         let local =
             agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
         routers::settle(agent, &local).await;
-        // One of an earlier Join whose answer Docker has not heard.
+        // One of an earlier Join whose answer Docker has not heard. Whoever sees that it is missing
+        // must not take its sandbox for gone.
+        note.stage = Stage::Reserved;
+        note.moved = false;
+        agent.put_attachment(note)?;
+        agent.mark_unsettled(&note.endpoint);
         unplug(Some(&local.namespace), owner, &note.endpoint, None).await.map_err(failed)?;
         let wanted = Plug {
             endpoint: note.endpoint.clone(),
@@ -230,6 +231,7 @@ impl Driver {
             if noted.stage != Stage::Detaching {
                 noted.stage = Stage::Reserved;
                 noted.sandbox.clear();
+                noted.moved = false;
                 noted.reason = None;
             }
         })?;
@@ -281,6 +283,30 @@ impl Driver {
     fn note_of(&self, id: &str) -> Option<Attachment> {
         self.agent.attachment(id).filter(|note| note.docker.is_some())
     }
+}
+
+/// Refuses ports that shall be published from a network that does not use Docker's bridge. They are
+/// in the options of the endpoint for which the user asked for them; those of Join are the sandbox's,
+/// the same for all of its networks.
+fn check_ports(
+    network: &NetworkRecord,
+    docker: &DockerRecord,
+    options: &serde_json::Map<String, Value>,
+) -> Result<(), Error> {
+    let maps = options.get(PORT_MAP).and_then(Value::as_array);
+    let published = maps.is_some_and(|maps| !maps.is_empty());
+    if !published || !gateway::is_routed(network) || docker.internal {
+        return Ok(());
+    }
+    Err(Error::conflict("ports cannot be published from this network")
+        .cause(format!(
+            "network {} has a way out of its own, and Docker's bridge is not used",
+            network.name
+        ))
+        .next_step(
+            "leave --publish out: with host_access the container's own address is reached from \
+             this host; or use a network without nat_outgoing and host_access",
+        ))
 }
 
 /// Adds what Docker's users can do about an address or MAC that is taken.

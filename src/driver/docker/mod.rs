@@ -43,7 +43,7 @@ mod types;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use membership::docker::DockerNetwork;
 use membership::key::{EndpointId, NetworkId};
@@ -55,11 +55,14 @@ pub use server::serve;
 use crate::agent::{Agent, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
-use pool::PoolId;
 
 /// The address spaces of our pools.
 const LOCAL_SPACE: &str = "skybridge-local";
 const GLOBAL_SPACE: &str = "skybridge-global";
+
+/// How long an operation waits for a store that is away. When a machine starts Docker asks once for
+/// each container, and starts none of those that are refused; it gives an operation half a minute.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an operation comes to.
 type Answer = Result<Value, Error>;
@@ -72,8 +75,6 @@ pub struct Driver {
     networks: tokio::sync::Mutex<()>,
     /// Docker repeats what was not answered in time: the second finds what the first has done.
     endpoints: tokio::sync::Mutex<()>,
-    /// Pools that were asked for, for the network that Docker makes next. No more than a hint.
-    pending: Mutex<Vec<(Instant, PoolId)>>,
     /// Addresses that were given out and have no endpoint yet: nobody else gets them.
     early: Mutex<BTreeMap<(NetworkId, IpAddr), Instant>>,
 }
@@ -87,7 +88,6 @@ impl Driver {
             scope,
             networks: tokio::sync::Mutex::default(),
             endpoints: tokio::sync::Mutex::default(),
-            pending: Mutex::default(),
             early: Mutex::default(),
         })
     }
@@ -109,15 +109,25 @@ impl Driver {
                 "ConnectivityScope": "global",
                 "GwAllocChecker": true,
             })),
-            "NetworkDriver.GwAllocCheck" => with(body, |asked| self.gateways(asked)).await,
-            "NetworkDriver.AllocateNetwork" => with(body, |asked| self.allocate(asked)).await,
+            "NetworkDriver.GwAllocCheck" => {
+                self.with_store(body, |asked| self.gateways(asked)).await
+            }
+            "NetworkDriver.AllocateNetwork" => {
+                self.with_store(body, |asked| self.allocate(asked)).await
+            }
             "NetworkDriver.FreeNetwork" => with(body, |asked| self.free(asked)).await,
-            "NetworkDriver.CreateNetwork" => with(body, |asked| self.create_network(asked)).await,
-            "NetworkDriver.DeleteNetwork" => with(body, |asked| self.delete_network(asked)).await,
-            "NetworkDriver.CreateEndpoint" => with(body, |asked| self.create_endpoint(asked)).await,
+            "NetworkDriver.CreateNetwork" => {
+                self.with_store(body, |asked| self.create_network(asked)).await
+            }
+            "NetworkDriver.DeleteNetwork" => {
+                self.with_store(body, |asked| self.delete_network(asked)).await
+            }
+            "NetworkDriver.CreateEndpoint" => {
+                self.with_store(body, |asked| self.create_endpoint(asked)).await
+            }
             "NetworkDriver.EndpointOperInfo" => with(body, |asked| self.endpoint_info(asked)).await,
             "NetworkDriver.DeleteEndpoint" => with(body, |asked| self.delete_endpoint(asked)).await,
-            "NetworkDriver.Join" => with(body, |asked| self.join(asked)).await,
+            "NetworkDriver.Join" => self.with_store(body, |asked| self.join(asked)).await,
             "NetworkDriver.Leave" => with(body, |asked| self.leave(asked)).await,
             // Hosts are known by the store, and ports are published by Docker's own bridge.
             "NetworkDriver.DiscoverNew"
@@ -132,13 +142,34 @@ impl Driver {
                 "LocalDefaultAddressSpace": LOCAL_SPACE,
                 "GlobalDefaultAddressSpace": GLOBAL_SPACE,
             })),
-            "IpamDriver.RequestPool" => with(body, |asked| self.request_pool(asked)).await,
+            "IpamDriver.RequestPool" => {
+                self.with_store(body, |asked| self.request_pool(asked)).await
+            }
             // Nothing is written for a pool.
             "IpamDriver.ReleasePool" => nothing(),
-            "IpamDriver.RequestAddress" => with(body, |asked| self.request_address(asked)).await,
+            "IpamDriver.RequestAddress" => {
+                self.with_store(body, |asked| self.request_address(asked)).await
+            }
             "IpamDriver.ReleaseAddress" => with(body, |asked| self.release_address(asked)).await,
             _ => return None,
         })
+    }
+
+    /// Reads a request and does it once the store is there.
+    async fn with_store<T, F, D>(&self, body: Value, deed: F) -> Answer
+    where
+        T: DeserializeOwned,
+        F: FnOnce(T) -> D,
+        D: Future<Output = Answer>,
+    {
+        self.agent.await_store_for(PATIENCE).await.map_err(|cause| {
+            Error::unavailable("the store is away, and Docker's networks need it")
+                .cause(cause)
+                .next_step(
+                    "`skybridge status` shows the store connection; containers that run go on",
+                )
+        })?;
+        with(body, deed).await
     }
 
     /// The id under which addresses are held that have no endpoint yet.

@@ -9,12 +9,13 @@ use membership::gateway;
 use membership::key::{DockerId, NetworkName};
 use membership::network::{self, NetworkSpec};
 use membership::record::{AddressRange, DockerRecord, NetworkOptions, NetworkRecord};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::options::{Options, Which};
 use super::pool::{PoolId, address_of, prefix_of};
 use super::{Answer, Driver, GLOBAL_SPACE, LOCAL_SPACE, types};
-use crate::agent::{network_error, store_error};
+use crate::agent::{network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
 use crate::driver::attach;
@@ -35,6 +36,15 @@ struct Asked {
     dockers_choice: bool,
 }
 
+/// A pool's id, or the one that is noted already and says more: a request that is repeated late finds
+/// no pool that was asked for.
+fn whole(pool: &PoolId, noted: &[String]) -> String {
+    let fuller = |text: &&String| {
+        text.parse().is_ok_and(|noted: PoolId| noted.prefix == pool.prefix) && pool.is_bare()
+    };
+    noted.iter().find(fuller).cloned().unwrap_or_else(|| pool.to_string())
+}
+
 /// Refuses a prefix that is no subnet of a network.
 pub(super) fn check_subnet(network: &NetworkRecord, prefix: IpNet) -> Result<(), Error> {
     if network.subnets.contains(&prefix) {
@@ -47,14 +57,43 @@ pub(super) fn check_subnet(network: &NetworkRecord, prefix: IpNet) -> Result<(),
         .next_step("give --subnet with one of them, or leave --subnet out"))
 }
 
-/// The prefixes that Docker takes by itself unless it is told others (moby,
-/// `libnetwork/ipamutils`): 172.17.0.0/16 to 172.31.0.0/16, and /20s of 192.168.0.0/16.
-fn is_dockers_choice(prefix: IpNet) -> bool {
+/// Where Docker is told which prefixes to take by itself.
+const DAEMON_FILE: &str = "/etc/docker/daemon.json";
+
+/// What Docker takes prefixes of, and how long they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+struct AddressPool {
+    base: IpNet,
+    size: u8,
+}
+
+/// The `default-address-pools` of Docker's own configuration, where it has any.
+fn address_pools(text: &str) -> Vec<AddressPool> {
+    let file: Value = serde_json::from_str(text).unwrap_or_default();
+    let pools = file.get("default-address-pools").cloned().unwrap_or_default();
+    serde_json::from_value(pools).unwrap_or_default()
+}
+
+/// Whether Docker may have taken a prefix by itself. Unless it is told others (moby,
+/// `libnetwork/ipamutils`) it takes 172.17.0.0/16 to 172.31.0.0/16, and /20s of 192.168.0.0/16.
+fn is_dockers_choice(prefix: IpNet, pools: &[AddressPool]) -> bool {
+    if !pools.is_empty() {
+        let of = |pool: &AddressPool| {
+            pool.size == prefix.prefix_len() && pool.base.trunc().contains(&prefix)
+        };
+        return pools.iter().any(of);
+    }
     let IpNet::V4(prefix) = prefix else { return false };
     matches!(
         (prefix.addr().octets(), prefix.prefix_len()),
         ([172, 17..=31, ..], 16) | ([192, 168, ..], 20)
     )
+}
+
+/// Whether an id was given by a Docker, by itself or with a cluster store: 32 random bytes in hex
+/// (moby, `pkg/stringid`). Those of a Swarm have 25 characters (swarmkit, `identity`).
+pub(super) fn is_of_one_docker(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 impl Driver {
@@ -63,13 +102,15 @@ impl Driver {
         let mut options = options;
         let (mut pools, mut gateways, mut aside) = (Vec::new(), Vec::new(), Vec::new());
         let mut dockers_choice = false;
+        let daemon = std::fs::read_to_string(DAEMON_FILE).unwrap_or_default();
+        let defaults = address_pools(&daemon);
         for subnet in asked.ipv4.iter().chain(&asked.ipv6) {
             if subnet.pool.is_empty() {
                 continue;
             }
             let prefix = prefix_of(&subnet.pool)?;
             let ours = [LOCAL_SPACE, GLOBAL_SPACE].contains(&subnet.address_space.as_str());
-            dockers_choice |= !ours && is_dockers_choice(prefix);
+            dockers_choice |= !ours && is_dockers_choice(prefix, &defaults);
             let pool = match self.pending(prefix).filter(|_| ours) {
                 Some(pool) => pool,
                 None => PoolId { prefix, range: None, which: Which::default(), chosen: None },
@@ -150,7 +191,7 @@ impl Driver {
                 }
             }
             let mut record = mine.map(|noted| noted.record.clone()).unwrap_or_default();
-            record.pools = asked.pools.iter().map(ToString::to_string).collect();
+            record.pools = asked.pools.iter().map(|pool| whole(pool, &record.pools)).collect();
             record.internal = asked.options.internal;
             record.gwbridge = asked.options.gwbridge.unwrap_or(true);
             change(&mut record);
@@ -163,6 +204,7 @@ impl Driver {
             let put = docker::put(&self.agent.store, &noted).await;
             // Somebody may have removed it in this moment.
             if put.map_err(|err| store_error(&err))? {
+                self.keep_copy(&noted)?;
                 tracing::info!(network = %network.name, docker = %asked.id, "a network of Docker");
                 return self.agent.network_record(network.id.as_str()).await;
             }
@@ -270,7 +312,17 @@ impl Driver {
     ) -> Result<NetworkRecord, Error> {
         let name = &found.name;
         for pool in &asked.pools {
-            check_subnet(found, pool.prefix)?;
+            check_subnet(found, pool.prefix).map_err(|err| {
+                // Nobody has written it, and the next time it would be another one.
+                if !asked.dockers_choice && pool.chosen.is_none() {
+                    return err;
+                }
+                let prefix = pool.prefix;
+                err.next_step(format!(
+                    "{prefix} was chosen since none was given: add --ipam-driver skybridge \
+                     --ipam-opt network={name}, or --subnet with one that the network has"
+                ))
+            })?;
         }
         let differs = |what: &str, theirs: String| {
             Err(Error::conflict(format!("network {name} is there already with another {what}"))
@@ -378,30 +430,59 @@ impl Driver {
                 attach::detach_one(&self.agent, note).await?;
             }
         }
-        self.forget(&asked.id, |record| record.created = false).await
-    }
-
-    /// FreeNetwork.
-    pub(super) async fn free(&self, asked: types::Network) -> Answer {
-        self.forget(&asked.id, |record| record.allocated = false).await
-    }
-
-    async fn forget(&self, id: &str, change: impl Fn(&mut DockerRecord)) -> Answer {
         let _turn = self.networks.lock().await;
-        let mut noted = self.noted().await?;
-        noted.retain(|noted| noted.id.as_str() == id);
-        if noted.iter().any(|noted| noted.host == self.agent.name) {
+        let mut noted = self.noted_as(&asked.id).await?;
+        // A Swarm tells each host for itself, so what is left are others'.
+        let told = noted.iter().any(|noted| noted.host == self.agent.name);
+        if told || !is_of_one_docker(&asked.id) {
             noted.retain(|noted| noted.host == self.agent.name);
         }
+        self.forget(noted, |record| record.created = false).await
+    }
+
+    /// FreeNetwork. Each leader of a Swarm allocates for itself, and only the last one frees.
+    pub(super) async fn free(&self, asked: types::Network) -> Answer {
+        let _turn = self.networks.lock().await;
+        let noted = self.noted_as(&asked.id).await?;
+        self.forget(noted, |record| record.allocated = false).await
+    }
+
+    /// Keeps a copy of this host's record on the disk, except with a cluster store: there any host may
+    /// be told that the network is removed.
+    pub(super) fn keep_copy(&self, noted: &DockerNetwork) -> Result<(), Error> {
+        let anybodys = self.scope == DockerScope::Global && is_of_one_docker(noted.id.as_str());
+        if noted.host != self.agent.name || anybodys {
+            return Ok(());
+        }
+        self.agent.dockers.put(noted).map_err(|err| state_error(&err))
+    }
+
+    /// What is noted under an id of Docker, on any host.
+    async fn noted_as(&self, id: &str) -> Result<Vec<DockerNetwork>, Error> {
+        let mut noted = self.noted().await?;
+        noted.retain(|noted| noted.id.as_str() == id);
+        Ok(noted)
+    }
+
+    async fn forget(
+        &self,
+        noted: Vec<DockerNetwork>,
+        change: impl Fn(&mut DockerRecord),
+    ) -> Answer {
         for mut noted in noted {
             change(&mut noted.record);
+            // Before the record, or it would be written again.
+            if noted.host == self.agent.name {
+                self.agent.dockers.remove(&noted).map_err(|err| state_error(&err))?;
+            }
             let failed = |err: membership::store::Error| store_error(&err);
             if noted.record.created || noted.record.allocated {
                 docker::put(&self.agent.store, &noted).await.map_err(failed)?;
+                self.keep_copy(&noted)?;
             } else if let Some(gone) =
                 docker::remove(&self.agent.store, &noted).await.map_err(failed)?
             {
-                tracing::info!(network = %gone.name, docker = id, "Docker's network is removed");
+                tracing::info!(network = %gone.name, docker = %noted.id, "Docker's network is removed");
             }
         }
         Ok(json!({}))
@@ -454,7 +535,22 @@ mod tests {
             ("10.0.0.0/24", false),
             ("2001:db8::/64", false),
         ] {
-            assert_eq!(is_dockers_choice(text.parse().unwrap()), by_itself, "{text}");
+            assert_eq!(is_dockers_choice(text.parse().unwrap(), &[]), by_itself, "{text}");
+        }
+    }
+
+    #[test]
+    fn dockers_own_configuration_says_what_it_takes_by_itself() {
+        let pools = address_pools(
+            r#"{ "debug": true, "default-address-pools": [{ "base": "10.200.0.0/16", "size": 24 }] }"#,
+        );
+        for (text, by_itself) in
+            [("10.200.7.0/24", true), ("10.200.0.0/20", false), ("172.17.0.0/16", false)]
+        {
+            assert_eq!(is_dockers_choice(text.parse().unwrap(), &pools), by_itself, "{text}");
+        }
+        for text in ["", "{", "{}", r#"{ "default-address-pools": 7 }"#] {
+            assert_eq!(address_pools(text), [], "{text}");
         }
     }
 }

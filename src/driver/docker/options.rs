@@ -71,7 +71,8 @@ fn switch(name: &str, value: &str) -> Result<bool, Error> {
 }
 
 impl Which {
-    /// Reads `--ipam-opt`. Names with a dot are for others.
+    /// Reads `--ipam-opt`. Names with a dot, and Docker's own such as `RequestAddressType`, are for
+    /// others.
     pub(super) fn of_pool(options: &Map<String, Value>) -> Result<Self, Error> {
         let mut which = Self::default();
         for (name, value) in options {
@@ -79,6 +80,7 @@ impl Which {
                 "network" => which.network = Some(name_of(&text(value))?),
                 "vni" => which.vni = Some(vni_of(&text(value))?),
                 other if other.contains('.') => {}
+                other if other.starts_with(|first: char| first.is_ascii_uppercase()) => {}
                 other => {
                     return Err(Error::bad_request(format!("there is no IPAM option `{other}`"))
                         .next_step("those of --ipam-opt are network and vni"));
@@ -182,6 +184,7 @@ mod tests {
             assert!(whole.contains(says), "{whole}");
         }
         assert!(Which::of_pool(json!({ "pool.x": "y" }).as_object().unwrap()).is_ok());
+        assert!(Which::of_pool(json!({ "RequestAddressType": "y" }).as_object().unwrap()).is_ok());
         assert!(Which::of_pool(json!({ "nettwork": "y" }).as_object().unwrap()).is_err());
     }
 }

@@ -19,17 +19,17 @@ use serde_json::json;
 use super::options::Which;
 use super::{Answer, Driver, types};
 use crate::agent::state::{Attachment, Stage};
-use crate::agent::{endpoint_error, network_error, store_error};
+use crate::agent::{endpoint_error, network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
 use crate::driver::attach;
-use crate::link::{self, NetNs, NetNsRef};
 
 /// What an address is wanted for, in the options of a request.
 const ADDRESS_TYPE: &str = "RequestAddressType";
 const GATEWAY: &str = "com.docker.network.gateway";
-/// How long a pool counts as a hint for the network that Docker makes next.
-const PENDING: Duration = Duration::from_secs(60);
+/// How long an address that was asked for belongs to whom it was given, without an endpoint. Docker
+/// goes on within milliseconds; afterwards its start has failed, and the next one asks again.
+const JUST: Duration = Duration::from_secs(30);
 /// Where subnets come from that nobody asked for: /24s of it.
 const CHOSEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 208, 0, 0), 12);
 /// How many random subnets are tried.
@@ -46,6 +46,13 @@ pub(super) struct PoolId {
     pub which: Which,
     /// Tells a prefix that we chose from those that users wrote.
     pub chosen: Option<String>,
+}
+
+impl PoolId {
+    /// Whether it says no more than its prefix.
+    pub(super) fn is_bare(&self) -> bool {
+        self.range.is_none() && self.which == Which::default() && self.chosen.is_none()
+    }
 }
 
 impl fmt::Display for PoolId {
@@ -143,6 +150,10 @@ pub(super) fn prefix_of(text: &str) -> Result<IpNet, Error> {
         .map_err(|_| Error::bad_request(format!("`{text}` is no prefix such as 192.0.2.0/24")))
 }
 
+fn is_set_aside(network: &NetworkRecord, ip: IpAddr) -> bool {
+    network.exclude.iter().any(|range| range.contains(ip))
+}
+
 fn given(ip: IpAddr, prefix: IpNet) -> Answer {
     Ok(json!({ "Address": format!("{ip}/{}", prefix.prefix_len()), "Data": {} }))
 }
@@ -188,10 +199,7 @@ impl Driver {
             self.by_prefixes(&all, &[prefix])?;
         }
         let answer = json!({ "PoolID": pool.to_string(), "Pool": prefix.to_string(), "Data": {} });
-        let now = Instant::now();
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|(since, other)| now.duration_since(*since) < PENDING && *other != pool);
-        pending.push((now, pool));
+        self.agent.dockers.ask(pool.to_string()).map_err(|err| state_error(&err))?;
         Ok(answer)
     }
 
@@ -200,22 +208,21 @@ impl Driver {
         self.scope == DockerScope::Local && pool.which == Which::default() && pool.chosen.is_none()
     }
 
-    /// The pool of this prefix that was asked for last, as far as this run knows.
+    /// The pool of this prefix that was asked for last.
     pub(super) fn pending(&self, prefix: IpNet) -> Option<PoolId> {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let mut newest = pending.iter().rev();
-        let found = newest
-            .find(|(since, pool)| pool.prefix == prefix && now.duration_since(*since) < PENDING);
-        found.map(|(_, pool)| pool.clone())
+        self.all_pending().find(|pool| pool.prefix == prefix)
+    }
+
+    fn all_pending(&self) -> impl Iterator<Item = PoolId> {
+        self.agent.dockers.pending().into_iter().filter_map(|pool| pool.parse().ok())
     }
 
     /// A subnet that nobody has, so far.
     fn choose(&self, all: &[NetworkRecord], v6: bool) -> Result<IpNet, Error> {
-        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let pending: Vec<PoolId> = self.all_pending().collect();
         let taken = |candidate: &IpNet| {
             let subnets = all.iter().flat_map(|network| &network.subnets);
-            let asked = pending.iter().map(|(_, pool)| &pool.prefix);
+            let asked = pending.iter().map(|pool| &pool.prefix);
             subnets.chain(asked).any(|other| other.contains(candidate) || candidate.contains(other))
         };
         for _ in 0..CHOICES {
@@ -251,19 +258,20 @@ impl Driver {
         if asked.options.get(ADDRESS_TYPE).is_some_and(|what| what == GATEWAY) {
             return self.gateway(&pool, wanted).await;
         }
-        match self.bound(&pool).await? {
-            Some(network) => self.address(&pool, &network, wanted).await,
+        match (self.bound(&pool).await?, wanted) {
+            // Set aside, by this network's creation on another host. Docker asks for it before it
+            // tells of the network; a container that asks for it is refused its endpoint.
+            (Some(network), Some(ip)) if is_set_aside(&network, ip) => given(ip, pool.prefix),
+            (Some(network), _) => self.address(&pool, &network, wanted).await,
             // Of a network that is just being made: an address that is set aside.
-            None => match wanted {
-                Some(ip) => given(ip, pool.prefix),
-                None => {
-                    Err(Error::not_found(format!("no network of this store has {}", pool.prefix))
-                        .next_step(
-                            "use it with the network driver of the same name: `docker network \
-                                create -d skybridge --ipam-driver skybridge`",
-                        ))
-                }
-            },
+            (None, Some(ip)) => given(ip, pool.prefix),
+            (None, None) => {
+                Err(Error::not_found(format!("no network of this store has {}", pool.prefix))
+                    .next_step(
+                        "use it with the network driver of the same name: `docker network create \
+                         -d skybridge --ipam-driver skybridge`",
+                    ))
+            }
         }
     }
 
@@ -310,11 +318,13 @@ impl Driver {
         let scoped = only(network, &[pool.prefix], pool.range.filter(|_| wanted.is_none()));
         let asked: Vec<IpAddr> = wanted.into_iter().collect();
         if let Some(ip) = wanted {
-            if self.early().contains_key(&(network.id.clone(), ip)) {
+            let before = self.early().get(&(network.id.clone(), ip)).copied();
+            if before.is_some_and(|at| at.elapsed() < JUST) {
                 return Err(Error::conflict(format!("address {ip} is just given to a container"))
                     .next_step("ask for another"));
             }
-            self.evict(&network.id, ip).await?;
+            let _turn = self.endpoints.lock().await;
+            self.evict(&network.id, ip, None).await?;
         }
         let given_out = ipam::allocate(&agent.store, &scoped, &agent.name, &early, &asked).await;
         let given_out = given_out.map_err(|err| endpoint_error(&err.into()))?;
@@ -344,7 +354,8 @@ impl Driver {
             self.early().remove(&(network.id.clone(), ip));
             return done;
         }
-        self.evict(&network.id, ip).await?;
+        let _turn = self.endpoints.lock().await;
+        self.evict(&network.id, ip, None).await?;
         done
     }
 
@@ -367,11 +378,17 @@ impl Driver {
         Ok(found.map_err(|err| store_error(&err))?.map(|found| found.record))
     }
 
-    /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone or Docker
-    /// has taken the interface out of it: Docker was killed, or this agent was away when it ended.
-    pub(super) async fn evict(&self, network: &NetworkId, ip: IpAddr) -> Result<(), Error> {
+    /// Ends the endpoint of this host's Docker that has an address, if its sandbox is gone: Docker was
+    /// killed, or this agent was away when it ended. Never the one that asks. With `endpoints` held.
+    pub(super) async fn evict(
+        &self,
+        network: &NetworkId,
+        ip: IpAddr,
+        asks: Option<&EndpointId>,
+    ) -> Result<(), Error> {
         let has = |note: &&Attachment| {
             note.docker.is_some()
+                && asks.is_none_or(|id| note.endpoint != id.as_str())
                 && note.network == network.as_str()
                 && note.ips.iter().any(|net| net.addr() == ip)
         };
@@ -385,17 +402,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether nothing of a container is behind an endpoint any more.
+    /// Whether nothing of a container is behind an endpoint any more. One that has no interface yet,
+    /// or has it in the host's namespace, is just starting or stopping: how long it may be so is the
+    /// matter of [`super::keep`].
     async fn is_dead(&self, note: &Attachment) -> bool {
-        if note.stage != Stage::Attached {
-            return true;
+        match note.stage {
+            Stage::Detaching => true,
+            Stage::Attached | Stage::Quarantined => attach::port_is_gone(&self.agent, note).await,
+            Stage::Attaching | Stage::Reserved => false,
         }
-        let sandbox = note.sandbox.parse::<NetNsRef>().ok();
-        let Some(sandbox) = sandbox.and_then(|reference| NetNs::open(&reference).ok()) else {
-            return true;
-        };
-        let owner = self.agent.networks.owner();
-        !link::handover::is_in(&sandbox, owner, &note.endpoint).await.unwrap_or(true)
     }
 
     pub(super) fn early(
@@ -408,11 +423,20 @@ impl Driver {
     async fn bound(&self, pool: &PoolId) -> Result<Option<Arc<NetworkRecord>>, Error> {
         let text = pool.to_string();
         let noted = self.noted().await?;
-        let found = noted.iter().find(|noted| noted.record.pools.contains(&text));
-        match found {
-            Some(noted) => Ok(Some(self.agent.network_record(noted.network.as_str()).await?)),
-            None => Ok(None),
+        if let Some(noted) = noted.iter().find(|noted| noted.record.pools.contains(&text)) {
+            return Ok(Some(self.agent.network_record(noted.network.as_str()).await?));
         }
+        // Noted by a request that was repeated late, without what the pool says.
+        let bare = pool.prefix.to_string();
+        let mut ours = noted
+            .iter()
+            .filter(|noted| noted.host == self.agent.name && noted.record.pools.contains(&bare));
+        let (Some(only), None) = (ours.next(), ours.next()) else { return Ok(None) };
+        let network = self.agent.network_record(only.network.as_str()).await?;
+        let which = &pool.which;
+        let is_meant = which.network.as_ref().is_none_or(|name| *name == network.name)
+            && which.vni.is_none_or(|vni| vni == network.vni);
+        Ok(Some(network).filter(|_| is_meant))
     }
 
     /// All networks as the store has them now.

@@ -1,6 +1,7 @@
 //! Crashes of Docker and of the agent, and what Docker does not say then.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::{Agent, Family, Lab, Netns, Store, traffic, wait_until};
@@ -73,18 +74,18 @@ pub(crate) fn crashes() {
 }
 
 /// Docker by hand, without the daemon: what it does to an interface, and what it may leave out.
-struct Hand<'a> {
-    socket: &'a Path,
-    network: &'static str,
+pub(super) struct Hand<'a> {
+    pub(super) socket: &'a Path,
+    pub(super) network: &'static str,
 }
 
 impl Hand<'_> {
-    fn ids(&self, endpoint: &str) -> Value {
+    pub(super) fn ids(&self, endpoint: &str) -> Value {
         json!({ "NetworkID": self.network, "EndpointID": endpoint })
     }
 
     #[track_caller]
-    fn done(&self, method: &str, request: &Value) -> Value {
+    pub(super) fn done(&self, method: &str, request: &Value) -> Value {
         let answer = ask(self.socket, method, request);
         assert!(answer.get("Err").is_none() && answer.get("Error").is_none(), "{method}: {answer}");
         answer
@@ -92,21 +93,33 @@ impl Hand<'_> {
 
     /// CreateEndpoint with this address.
     #[track_caller]
-    fn create(&self, endpoint: &str, address: &str) -> Value {
+    pub(super) fn create(&self, endpoint: &str, address: &str) -> Value {
         let mut request = self.ids(endpoint);
         request["Interface"] = json!({ "Address": address, "AddressIPv6": "", "MacAddress": "" });
         self.done("NetworkDriver.CreateEndpoint", &request)
     }
 
-    /// Join, and what Docker does then.
+    /// Join with a sandbox that is not there yet, as Docker does; gives the interface's name.
     #[track_caller]
-    fn join(&self, agent: &Agent, endpoint: &str, address: &str, sandbox: &Netns) {
+    pub(super) fn join_early(&self, endpoint: &str) -> String {
         let mut request = self.ids(endpoint);
-        request["SandboxKey"] = json!(sandbox.path());
+        request["SandboxKey"] = json!(format!("/var/run/docker/netns/{endpoint}"));
         let answer = self.done("NetworkDriver.Join", &request);
         // Not heard by Docker, and asked again.
         assert_eq!(self.done("NetworkDriver.Join", &request), answer);
-        let name = answer["InterfaceName"]["SrcName"].as_str().unwrap();
+        answer["InterfaceName"]["SrcName"].as_str().unwrap().to_owned()
+    }
+
+    /// Join, and what Docker does then.
+    #[track_caller]
+    fn join(&self, agent: &Agent, endpoint: &str, address: &str, sandbox: &Netns) {
+        let name = self.join_early(endpoint);
+        self.take(agent, &name, address, sandbox);
+    }
+
+    /// What Docker does with an interface.
+    #[track_caller]
+    pub(super) fn take(&self, agent: &Agent, name: &str, address: &str, sandbox: &Netns) {
         let _ = agent.netns().ip(&format!("link set {name} netns {} name eth0", sandbox.name()));
         let _ = sandbox.ip(&format!("addr add {address} dev eth0"));
         let _ = sandbox.ip("link set eth0 up");
@@ -114,12 +127,27 @@ impl Hand<'_> {
 }
 
 #[track_caller]
-fn wait_endpoints(agent: &Agent, count: usize) {
-    wait_until(&format!("{count} endpoints are left"), ALLOWED, || {
+pub(super) fn wait_endpoints(agent: &Agent, count: usize) {
+    wait_endpoints_within(agent, count, ALLOWED);
+}
+
+#[track_caller]
+fn wait_endpoints_within(agent: &Agent, count: usize, limit: Duration) {
+    wait_until(&format!("{count} endpoints are left"), limit, || {
         let left = agent.json(&["endpoints"]);
         (left.as_array().map(Vec::len) == Some(count)).then_some(())
     });
 }
+
+/// What an endpoint's note says.
+#[track_caller]
+pub(super) fn note(agent: &Agent, endpoint: &str) -> Value {
+    let path = agent.state_dir().join("attachments").join(endpoint);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Longer than what Docker did not end is left alone, and than the pause between two looks.
+const FORLORN: Duration = Duration::from_secs(100);
 
 /// Under the settings of the unit: it shows that they leave enough for Docker.
 pub(crate) fn lost_messages() {
@@ -190,24 +218,41 @@ pub(crate) fn lost_messages() {
     agent.start();
     let _ = hand.create("e3", address);
     wait_endpoints(&agent, 2);
-    // Docker gives the address of an endpoint back that it did not end.
-    let _ = hand
-        .done("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": "198.51.100.50" }));
-    wait_endpoints(&agent, 1);
+    // A container that is just starting is not ended by what another one gives back.
+    let fifty = json!({ "PoolID": pool, "Address": "198.51.100.50" });
+    let _ = hand.done("IpamDriver.ReleaseAddress", &fifty);
+    let refused = ask(&socket, "IpamDriver.RequestAddress", &fifty);
+    assert!(refused["Error"].as_str().is_some_and(|text| text.contains("in use")), "{refused}");
+    // So is one whose interface Docker takes its time to move; it asked for an address, too, that
+    // its first start has left.
+    let sixty = json!({ "PoolID": pool, "Address": "198.51.100.60" });
+    let _ = given(&sixty);
+    let slow = given(&wanted);
+    let _ = hand.create("e5", &slow);
+    let interface = hand.join_early("e5");
+    let bare = slow.split('/').next().unwrap();
+    let _ = hand.done("IpamDriver.ReleaseAddress", &json!({ "PoolID": pool, "Address": bare }));
+    wait_endpoints(&agent, 3);
 
     // An interface that Docker has put back, and an endpoint that it has not removed.
     let sandbox = lab.sandbox("s3");
     let address = given(&wanted);
     let _ = hand.create("e4", &address);
     hand.join(&agent, "e4", &address, &sandbox);
+    wait_until("the move of the interface is noted", ALLOWED, || {
+        (note(&agent, "e4")["moved"] == true).then_some(())
+    });
     agent.kill9();
     let host = agent.netns().name().to_owned();
     let _ = sandbox.ip(&format!("link set eth0 netns {host} name back0"));
     agent.start();
-    wait_endpoints(&agent, 1);
+    wait_endpoints_within(&agent, 2, FORLORN);
+    assert_eq!(note(&agent, "e5")["stage"], "attached", "a start may take longer");
+    let _ = agent.netns().ip(&format!("link show {interface}"));
+    assert_eq!(given(&sixty), "198.51.100.60/24", "its start has failed");
 
     for method in ["NetworkDriver.Leave", "NetworkDriver.DeleteEndpoint"] {
-        for endpoint in ["e1", "e2", "e3", "e4", "never"] {
+        for endpoint in ["e1", "e2", "e3", "e4", "e5", "never"] {
             let _ = hand.done(method, &hand.ids(endpoint));
             let _ = hand.done(method, &hand.ids(endpoint));
         }
