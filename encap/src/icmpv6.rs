@@ -27,6 +27,8 @@ mod field {
 pub const HEADER_LEN: usize = 8;
 /// The protocol's number in IP.
 pub const PROTOCOL: u8 = 58;
+/// Offset of the checksum in a message.
+pub(crate) const CHECKSUM: usize = field::CHECKSUM;
 /// Code of "destination unreachable": no route to it.
 pub const NO_ROUTE: u8 = 0;
 /// Code of "destination unreachable": it does not answer where it should be.

@@ -103,6 +103,16 @@ const CASES: &[Case] = &[
             vnet::Header { flags: vnet::NEEDS_CSUM, csum_start: 9999, ..vnet::Header::NONE };
         host.send(&header, &tcp(1, 17));
     }),
+    (OutMalformed, At::Port, |host| {
+        // Its source would be written as the checksum.
+        let header = vnet::Header {
+            flags: vnet::NEEDS_CSUM,
+            csum_start: 20,
+            csum_offset: 2,
+            ..vnet::Header::NONE
+        };
+        host.send(&header, &tcp6(1, 17));
+    }),
     (OutSourceNotLocal, At::Port, |host| send(host, &tcp(33, 17))),
     (OutSourceNotLocal, At::Port, |host| send(host, &tcp6(17, 33))),
     (OutSourceForeign, At::Port, |host| {
