@@ -15,9 +15,10 @@
 //! 3. A valid frame of the flow's next bytes joins the open super-frame of its flow, or opens one.
 //!    Only headers are compared and a range is noted; no payload is touched again.
 //! 4. Everything else that belongs to an open flow ends it first, so the order within a flow never
-//!    changes, and then passes alone. A frame that is longer than the MTU, or comes with a segment
-//!    size, is a super-frame already: it passes with a segmentation type, its checksum field
-//!    turned to the pseudo-header's sum if it was complete.
+//!    changes, and then passes alone. A frame that comes with a segment size, or of TCP one that is
+//!    longer than the MTU, is a super-frame already: it passes with a segmentation type, its
+//!    checksum field turned to the pseudo-header's sum if it was complete. UDP that is longer and
+//!    comes without a size is one datagram, or several whose sizes are lost ([`is_unfinished_datagram`]).
 //!
 //! A frame joins when all of these equal the first one's: Ethernet header with tags, addresses,
 //! ports, TOS or traffic class and flow label, TTL or hop limit, don't-fragment; without IP options
@@ -76,6 +77,18 @@ pub enum Seen {
     Partial,
     /// The checksum is right.
     Valid,
+}
+
+/// Whether a UDP packet is whole but for its checksum, which is only the pseudo-header's sum.
+#[must_use]
+pub fn is_unfinished_datagram(link: Link, frame: &[u8]) -> bool {
+    let found =
+        Network::parse(link, frame).filter(|ip| !ip.routing && ip.protocol == udp::PROTOCOL);
+    let candidate = found.and_then(|ip| {
+        let transport = Transport::parse(frame, &ip)?;
+        Some(Candidate { bytes: frame, frame: 0..frame.len(), tag: 0, hash: 0, ip, transport })
+    });
+    candidate.is_some_and(|candidate| candidate.judge().1 == Seen::Partial)
 }
 
 /// Takes frames that are final.

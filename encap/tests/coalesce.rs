@@ -2,10 +2,12 @@
 
 mod support;
 
-use encap::coalesce::{FLOWS_MAX, SEGMENTS_MAX, Seen};
+use encap::coalesce::{Coalescer, FLOWS_MAX, SEGMENTS_MAX, Seen, is_unfinished_datagram};
 use encap::ethernet::{self, EtherType};
-use encap::{ipv4, tcp, vnet};
-use support::{Arrival, MAC_A, MAC_B, Spec, Written, cut, payload, receive, receive_frames};
+use encap::{Link, ipv4, tcp, vnet};
+use support::{
+    Arrival, Gather, MAC_A, MAC_B, Spec, Written, cut, payload, receive, receive_frames,
+};
 
 const MTU: u16 = 1450;
 
@@ -199,7 +201,7 @@ fn partial_checksum_is_left_to_the_tap() {
 
 #[test]
 fn kernel_super_frame_gets_its_type_whatever_its_checksum() {
-    for spec in Spec::variants(&Spec::tcp(30_000)) {
+    for spec in Spec::variants(&Spec::tcp(30_000)).into_iter().filter(|spec| !spec.udp) {
         let size = MTU - (spec.header_len() - spec.l3()) as u16;
         for (frame, expected) in [(spec.partial(), Seen::Partial), (spec.wire(), Seen::Valid)] {
             let (seen, written) = receive_frames(&[frame], MTU);
@@ -207,6 +209,19 @@ fn kernel_super_frame_gets_its_type_whatever_its_checksum() {
             assert_eq!(written[0].vnet, spec.vnet(size));
             assert_eq!(written[0].frame, spec.partial());
         }
+    }
+}
+
+#[test]
+fn datagram_above_the_mtu_stays_one() {
+    for spec in Spec::variants(&Spec::udp(3000)).into_iter().filter(|spec| spec.udp) {
+        let (frame, unfinished) = (spec.wire(), spec.partial());
+        let (seen, written) = receive_frames(&[frame.clone(), unfinished.clone()], MTU);
+        assert_eq!(seen, [Seen::Valid, Seen::Partial]);
+        assert_eq!((written[0].vnet.gso_type, &written[0].frame), (vnet::GSO_NONE, &frame));
+        assert_eq!((written[1].vnet, &written[1].frame), (spec.vnet(0), &unfinished));
+        assert!(is_unfinished_datagram(Link::Ethernet, &unfinished));
+        assert!(!is_unfinished_datagram(Link::Ethernet, &frame));
     }
 }
 

@@ -22,11 +22,12 @@
 //! The kernel's GRO joins IP-in-IP before a raw socket sees it, and an offloading underlay never cut
 //! it: then a TCP super-packet with a partial checksum arrives that says no segment size. The coalescer
 //! finds both, and cuts to the MTU, which TCP does not mind. Datagrams of UDP cannot be told apart
-//! without their size: what is longer than the MTU then is dropped.
+//! without their size: what is longer than the MTU and has a partial checksum is dropped. A complete
+//! one is that of a single datagram, from a network whose MTU is larger there.
 
 use std::net::IpAddr;
 
-use encap::{Link, ecn, ipip, ipudp, mss, tcp, udp};
+use encap::{Link, coalesce, ecn, ipip, ipudp, mss, tcp};
 use fdb::{NetworkKey, Place, Snapshot, SourceCheck, Via, VtepKey};
 
 use super::drop::DropReason;
@@ -136,9 +137,8 @@ impl Inbound {
             };
             let mtu = tables.params().mtu;
             if from.via == Via::Ip
-                && packet.protocol == udp::PROTOCOL
-                && !packet.fragment
                 && packet.len > usize::from(mtu)
+                && coalesce::is_unfinished_datagram(Link::None, bytes)
             {
                 port.stats.drops.add(DropReason::InDatagramSizes, 1);
                 continue;

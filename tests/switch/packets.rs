@@ -142,7 +142,7 @@ pub fn whole(spec: &Spec) -> Vec<u8> {
     spec.whole()[ETHERNET..].to_vec()
 }
 
-fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
+pub fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
     let (header, frame) = spec.partial(gso_size);
     let ethernet = ETHERNET as u16;
     let header = vnet::Header {
@@ -524,6 +524,19 @@ fn what_kernels_leave_unfinished_is_described_to_the_port() {
         host.receive(&[Arrived { gro_size: 1200, ..by_udp(1, &packet) }]);
         assert_eq!(received(host), cut(&header, &packet));
         assert_eq!(host.dropped(), []);
+    }
+}
+
+#[test]
+fn a_datagram_longer_than_the_mtu_arrives_as_one() {
+    for ipv6 in [false, true] {
+        let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
+        let packet = whole(&Spec::new(17, 1, ipv6, false, 3000));
+        lab.hosts[0].receive(&[by_ip(1, &packet), by_udp(1, &packet)]);
+        let written: Vec<_> = lab.hosts[0].taps.written.iter().map(|it| &it.frame).collect();
+        assert_eq!(written, [&packet, &packet]);
+        assert_eq!(received(&lab.hosts[0]).len(), 2);
+        nothing_dropped(&lab);
     }
 }
 

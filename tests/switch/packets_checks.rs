@@ -17,7 +17,8 @@ use super::lab::{
     Arrived, At, Host, Lab, NETWORK, Options, Weather, vtep_address, vtep_address_v6,
 };
 use super::packets::{
-    PORTS, by_ip, by_udp, prefix, put_route, received, routed, routed_network, set_routed, whole,
+    PORTS, by_ip, by_udp, partial, prefix, put_route, received, routed, routed_network, set_routed,
+    whole,
 };
 
 type Case = (DropReason, At, fn(&mut Host));
@@ -229,7 +230,7 @@ const CASES: &[Case] = &[
     }),
     (InTtl, At::Port, |host| host.receive(&[by_ip(1, &with_ttl(0, tcp(17, 1)))])),
     (InDatagramSizes, At::Port, |host| {
-        host.receive(&[by_ip(1, &whole(&Spec::new(17, 1, false, false, 1453)))]);
+        host.receive(&[by_ip(1, &partial(&Spec::new(17, 1, false, false, 1453), 0).1)]);
     }),
     (InEcn, At::Port, |host| {
         let mut arrived = by_ip(1, &tcp(17, 1));
