@@ -32,6 +32,9 @@
 //! holding the uncomplemented pseudo-header sum, `NEEDS_CSUM`, and the payload of the first segment
 //! as segment size. This vouches for the data, hence step 2.
 //!
+//! A TAP of a kernel that does not know super-frames of UDP ([`Coalescer::set_uso`]) gets none:
+//! datagrams pass alone, and one that comes with a segment size is cut.
+//!
 //! Limits: [`FLOWS_MAX`] open flows, of which the oldest makes room; [`SEGMENTS_MAX`] segments and
 //! 65535 bytes of IP packet per super-frame. Frames are never held on a timer: the caller flushes
 //! at the end of every receive batch, oldest flow first.
@@ -112,6 +115,8 @@ pub struct Coalescer {
     open: usize,
     /// The flow that the last frame opened or continued.
     recent: usize,
+    /// The TAP takes super-frames of UDP.
+    uso: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -170,7 +175,14 @@ impl Coalescer {
             head: 0,
             open: 0,
             recent: 0,
+            uso: true,
         }
+    }
+
+    /// Says whether the TAP takes super-frames of UDP, which Linux before 6.2 refuses. Without,
+    /// datagrams are not joined, and those that came joined are told apart again.
+    pub fn set_uso(&mut self, uso: bool) {
+        self.uso = uso;
     }
 
     /// Takes one inner Ethernet frame, and gives to `sink` whatever becomes final by it.
@@ -222,14 +234,22 @@ impl Coalescer {
         let slot = self.find(arena, &candidate);
         let (partial, seen) = candidate.judge();
         let size = candidate.super_frame(gso_size, mtu);
-        if seen == Seen::Valid && size.is_none() && candidate.can_join() {
+        let takes = self.uso || candidate.transport.protocol == Protocol::Tcp;
+        // A datagram above the MTU meets the kernel's own limits alone.
+        let fits = ip.end - ip.l3 <= usize::from(mtu);
+        if seen == Seen::Valid && size.is_none() && fits && takes && candidate.can_join() {
             self.join(arena, candidate, slot, sink);
             return seen;
         }
         if let Some(slot) = slot {
             self.close(arena, slot, sink);
         }
-        output::pass(&candidate, partial, seen, size, sink);
+        match size {
+            Some(size) if !takes && matches!(seen, Seen::Partial | Seen::Valid) => {
+                output::cut(&candidate, usize::from(size), sink);
+            }
+            _ => output::pass(&candidate, partial, seen, size, sink),
+        }
         seen
     }
 

@@ -249,6 +249,40 @@ fn kernel_udp_super_frame_keeps_its_given_size() {
 }
 
 #[test]
+fn a_port_without_super_frames_of_udp_gets_datagrams() {
+    for v6 in [false, true] {
+        let spec = Spec { v6, ..Spec::udp(1200) };
+        let tcp = Spec { v6, ..Spec::tcp(0) };
+        let (joined, partial) = (spec.wire(), spec.partial());
+        let alone = stream(&Spec { v6, ..Spec::udp(0) }, &[500, 500]);
+        let tcp = wire(&stream(&tcp, &[500, 500]));
+        let arena =
+            [joined.clone(), partial, alone[0].wire(), alone[1].wire(), tcp.concat()].concat();
+        let mut sink = Gather { arena: &arena, written: Vec::new() };
+        let mut coalescer = Coalescer::new();
+        coalescer.set_uso(false);
+        let mut at = 0;
+        let lengths = [joined.len(); 2].into_iter().chain([alone[0].wire().len(); 2]);
+        for (len, gso_size) in lengths.chain(tcp.iter().map(Vec::len)).zip([500, 500, 0, 0, 0, 0]) {
+            coalescer.push(&arena, at..at + len, 1, gso_size, MTU, &mut sink);
+            at += len;
+        }
+        coalescer.flush(&arena, &mut sink);
+        let types: Vec<_> = sink.written.iter().map(|write| write.vnet.gso_type).collect();
+        assert_eq!(types[..8], [vnet::GSO_NONE; 8]);
+        assert_eq!((types.len(), types[8] != vnet::GSO_NONE), (9, true), "TCP is joined");
+        let expected = cut(&spec.vnet(500), &spec.partial(), 1500);
+        for (write, expected) in sink.written.iter().zip(expected.iter().chain(&expected)) {
+            assert_eq!(&cut(&write.vnet, &write.frame, 1500)[0], expected);
+        }
+        assert_eq!(
+            (&sink.written[6].frame, &sink.written[7].frame),
+            (&alone[0].wire(), &alone[1].wire())
+        );
+    }
+}
+
+#[test]
 fn super_frame_ends_its_flow_and_is_not_joined() {
     let specs = stream(&Spec::tcp(0), &[500, 500, 3000, 500, 500]);
     let (_, written) = receive_frames(&wire(&specs), MTU);
@@ -384,8 +418,8 @@ fn other_frames_pass_at_once() {
 
 #[test]
 fn range_outside_the_arena_is_left_out() {
-    let mut sink = support::Gather { arena: &[], written: vec![] };
-    let mut coalescer = encap::coalesce::Coalescer::new();
+    let mut sink = Gather { arena: &[], written: vec![] };
+    let mut coalescer = Coalescer::new();
     assert_eq!(coalescer.push(&[], 3..9, 1, 0, MTU, &mut sink), Seen::Other);
     assert!(sink.written.is_empty());
 }

@@ -124,6 +124,11 @@ impl Inbound {
         Self { probes, ..self }
     }
 
+    /// Whether the ports take super-frames of UDP.
+    pub fn set_uso(&mut self, uso: bool) {
+        self.coalescer.set_uso(uso);
+    }
+
     /// One more address and port that this host listens on.
     pub fn add_own(&mut self, own: (IpAddr, u16)) {
         self.own.push(own);

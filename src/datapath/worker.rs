@@ -378,6 +378,8 @@ impl Worker {
             tracing::error!(network = network.0, %err, "a port cannot be waited for");
             return;
         }
+        // All ports are of one kernel.
+        self.inbound.set_uso(queue.takes_uso());
         let index = network.0 as usize;
         if self.ports.0.len() <= index {
             self.ports.0.resize_with(index + 1, || None);
