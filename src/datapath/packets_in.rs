@@ -233,11 +233,12 @@ impl Inbound {
             Some(Place::Local) => {}
             _ => return refused(DropReason::InDestinationNotHere),
         }
-        if owned {
-            self.passed_packet = Some(PassedPacket { source, destination, via, vtep, network });
-        } else {
+        if !owned {
             // Not remembered: each such packet counts.
             self.counters.source_pending.add(1);
+        } else if !packet.is_of_nameless_router() {
+            // Of that router ICMP alone is taken, which addresses do not tell.
+            self.passed_packet = Some(PassedPacket { source, destination, via, vtep, network });
         }
         Ok(network)
     }

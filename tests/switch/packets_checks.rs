@@ -287,6 +287,12 @@ fn a_host_sends_from_any_of_its_addresses_and_nameless_routers_report_errors() {
     host.receive(&[six, by_ip(1, &error)]);
     assert_eq!(host.taps.written.len(), 2);
     assert_eq!(host.dropped(), []);
+    // Not so that another protocol passes behind it.
+    let mut other = error.clone();
+    other[9] = 6;
+    let mut there = routed(3, Options::default(), Carrier::IpIp, false);
+    there.hosts[0].receive(&[by_ip(1, &error), by_ip(1, &other)]);
+    assert_eq!(there.hosts[0].dropped(), [(InSourceForeign, At::Port, 1)]);
     // And on the way out.
     error[16..20].copy_from_slice(&v4(17).octets());
     assert_eq!(host.send_whole(&error), Outcome::Done);
