@@ -326,7 +326,7 @@ impl Outbound {
             return Err(Refused::Unknown);
         };
         let max_frame = path.max_frame;
-        let gso = path.checksum && path.takes_gso(turn.now_ms);
+        let mut gso = path.checksum && path.takes_gso(turn.now_ms);
         let flavor =
             Flavor { ipv6: path.is_ipv6(), df: params.df, checksum: path.checksum }.index() as u8;
         let Some(frame) = arena.get_mut(offer.at..offer.at + offer.len) else {
@@ -340,7 +340,9 @@ impl Outbound {
         };
         let mut plan = segment::plan(&offer.header, frame, max_frame);
         if !params.df && matches!(plan, Err(segment::Error::TooBig)) {
-            // Without don't-fragment the underlay cuts what is too long, as Swarm's overlay lets it.
+            // Without don't-fragment the underlay cuts what is too long, as Swarm's overlay lets it. The
+            // kernel does not segment what it fragments.
+            gso = false;
             plan = segment::plan(&offer.header, frame, usize::MAX);
         }
         let plan = match plan {

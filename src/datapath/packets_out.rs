@@ -143,7 +143,8 @@ impl Outbound {
         let df = !inner_ipv6 || fits >= IPV6_LEAST || encapsulation != Encapsulation::IpUdp;
         let max = if df { fits } else { IPV6_LEAST };
         let (gso, key) = if encapsulation == Encapsulation::IpUdp {
-            let gso = path.checksum && path.takes_gso(turn.now_ms);
+            // What is fragmented is not segmented as well.
+            let gso = df && path.checksum && path.takes_gso(turn.now_ms);
             let flavor = Flavor { ipv6, df, checksum: path.checksum }.index() as u8;
             let to = if inner_ipv6 { routed.ports.v6 } else { routed.ports.v4 };
             let key = Key {
