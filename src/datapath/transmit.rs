@@ -3,28 +3,34 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::batch::{MESSAGES_PER_CALL, PIECES_PER_CALL, Transmit};
 use super::path::Paths;
 use crate::sys::mmsg::{Message, Piece, SendBatch};
 use crate::sys::sockopt::Icmp;
+use crate::telemetry::counters::WorkerCounters;
 use crate::underlay::raw::{Kind, RawSocket};
 use crate::underlay::udp::{self, Flavor, Sockets};
 
 /// How long a full socket is waited for before its datagrams are dropped.
 const SEND_WAIT_MS: u16 = 10;
 
+/// Entries of an error queue that are read at once: anybody can make the path say many things.
+const ERRORS_PER_CALL: usize = 64;
+
 /// The worker's end of the underlay.
 pub(super) struct Underlay {
     pub(super) sockets: Sockets,
     pub(super) raw: [Option<RawSocket>; Kind::COUNT],
     batch: SendBatch,
+    counters: Arc<WorkerCounters>,
 }
 
 impl Underlay {
-    pub(super) fn new(sockets: Sockets) -> Self {
+    pub(super) fn new(sockets: Sockets, counters: Arc<WorkerCounters>) -> Self {
         let batch = SendBatch::new(MESSAGES_PER_CALL, PIECES_PER_CALL);
-        Self { sockets, raw: Default::default(), batch }
+        Self { sockets, raw: Default::default(), batch, counters }
     }
 
     fn socket(&self, flavor: u8, bucket: u8) -> Option<BorrowedFd<'_>> {
@@ -56,7 +62,7 @@ impl Transmit for Underlay {
         pieces: &[Piece],
         messages: &[Message],
     ) -> io::Result<usize> {
-        let Self { sockets, raw, batch } = self;
+        let Self { sockets, raw, batch, .. } = self;
         let Some(socket) = find(sockets, raw, flavor, bucket) else {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         };
@@ -77,14 +83,20 @@ impl Transmit for Underlay {
 
     fn learn(&mut self, flavor: u8, bucket: u8, paths: &mut Paths, now_ms: u64) -> u64 {
         let Some(socket) = self.socket(flavor, bucket) else { return 0 };
-        learn_from(socket, paths, now_ms)
+        learn_from(socket, paths, now_ms, &self.counters)
     }
 }
 
-/// Reads a send socket's error queue.
-pub(super) fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64) -> u64 {
+/// Reads a send socket's error queue, and how many there were. The rest of many is told of again at
+/// the next turn.
+pub(super) fn learn_from(
+    socket: BorrowedFd<'_>,
+    paths: &mut Paths,
+    now_ms: u64,
+    counters: &WorkerCounters,
+) -> u64 {
     let mut count = 0;
-    for error in udp::take_errors(socket) {
+    for error in udp::take_errors(socket).take(ERRORS_PER_CALL) {
         count += 1;
         if let (Some(destination), Some(mtu)) = (error.destination, error.mtu) {
             paths.learn_mtu(destination, u16::try_from(mtu).unwrap_or(u16::MAX), now_ms);
@@ -94,6 +106,9 @@ pub(super) fn learn_from(socket: BorrowedFd<'_>, paths: &mut Paths, now_ms: u64)
         {
             paths.note_unreachable(destination, now_ms);
         }
+    }
+    if count == ERRORS_PER_CALL as u64 {
+        counters.underlay_errors_left.add(1);
     }
     count
 }

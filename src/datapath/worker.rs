@@ -248,7 +248,7 @@ impl Worker {
             ports: Ports::default(),
             outbound,
             inbound: setup.inbound,
-            transmit: Underlay::new(setup.sockets),
+            transmit: Underlay::new(setup.sockets, Arc::clone(&setup.counters)),
             arena: Arena::new(ARENA_BYTES),
             recv: RecvBatch::new(RECV_SLOTS),
             counters: setup.counters,
@@ -283,7 +283,10 @@ impl Worker {
                         self.serve_port(NetworkKey(index as u32), now_ms);
                     }
                     KIND_LISTENER => self.serve_listener(index as usize, now_ms),
-                    KIND_RAW => self.serve_raw(index as usize, now_ms),
+                    KIND_RAW => {
+                        let failed = event.events().contains(EpollFlags::EPOLLERR);
+                        self.serve_raw(index as usize, failed, now_ms);
+                    }
                     KIND_SENDER => self.serve_errors(index as usize, now_ms),
                     _ => {
                         let _ = self.wake.read();
@@ -493,15 +496,16 @@ impl Worker {
         }
     }
 
-    fn serve_raw(&mut self, index: usize, now_ms: u64) {
+    fn serve_raw(&mut self, index: usize, failed: bool, now_ms: u64) {
         let snapshot = self.tables.load();
         let turn = Turn { snapshot: &snapshot, now_ms };
         let Some(socket) = self.transmit.raw.get(index).and_then(Option::as_ref) else { return };
         let kind = socket.kind;
-        // What the path said would fail the next receive.
-        let errors = learn_from(socket.as_fd(), &mut self.outbound.paths, now_ms);
-        self.counters.underlay_errors.add(errors);
-        if errors != 0 {
+        if failed {
+            // What the path said would fail the next receive.
+            let paths = &mut self.outbound.paths;
+            let errors = learn_from(socket.as_fd(), paths, now_ms, &self.counters);
+            self.counters.underlay_errors.add(errors);
             socket.take_error();
         }
         let source = Source { via: Via::Ip, carries: kind.carries(), outer_header: !kind.ipv6 };
@@ -518,7 +522,8 @@ impl Worker {
 
     fn serve_errors(&mut self, index: usize, now_ms: u64) {
         if let Some(sender) = self.transmit.sockets.senders().nth(index) {
-            let errors = learn_from(sender.as_fd(), &mut self.outbound.paths, now_ms);
+            let paths = &mut self.outbound.paths;
+            let errors = learn_from(sender.as_fd(), paths, now_ms, &self.counters);
             self.counters.underlay_errors.add(errors);
             if errors == 0 {
                 // A pending error without a queue entry would wake us for ever.

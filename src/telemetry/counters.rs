@@ -82,6 +82,7 @@ counters! {
         unreachable_answers, "frames", "ICMP answers sent for packets that cannot be delivered.";
         mss_lowered, "frames", "First packets of TCP connections whose maximum segment size was lowered to the path.";
         underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
+        underlay_errors_left, "reads", "Times that a socket's error queue held as many errors as are read at once; the rest waits for the next turn.";
         gso_fallbacks, "messages", "Sends repeated without UDP segmentation because the path refused it.";
         learn_overflow, "entries", "Learned addresses lost because the queue to the table writer was full.";
         learn_limited, "entries", "Learned addresses not told to the table writer yet because their VTEP had its share.";
