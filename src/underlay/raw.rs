@@ -10,23 +10,28 @@
 //! Raw sockets do not share a load: each gets a copy of every packet of its protocol. So every
 //! worker's socket has a filter that takes the packets of its share of the inner address pairs, and no
 //! packet is seen twice. One worker that receives for all would spare nothing: the others need a socket
-//! to send, which the kernel offers the same copies. (A copy shares the packet's data.) What is too
+//! to send, which the kernel offers the same copies. (A copy shares the packet's data.) The kernel offers
+//! packets from the moment that a socket is made, for any address until it is bound: it takes none
+//! until it is bound, and what came before is thrown away. What is too
 //! short to have inner addresses is the first worker's, to be counted. A packet that finds the buffers
 //! of all full makes the kernel answer that nobody here speaks the protocol.
 //!
 //! IPv4 sockets deliver the outer header in front, IPv6 sockets do not.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::udp::{Flavor, TTL, raise_buffer};
+use super::udp::{DROP_ALL, Flavor, TTL, raise_buffer};
 use super::{Carries, Error};
 use crate::sys::sockopt;
 
 const IP_PMTUDISC_DO: i32 = 2;
+/// Packets that a socket has room for before its buffer is raised, and many more.
+const DRAIN_MOST: usize = 100_000;
 
 /// What tells a worker's raw sockets apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,12 +131,10 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
     let protocol = Protocol::from(i32::from(kind.protocol()));
     let socket = Socket::new(Domain::for_address(at), Type::RAW, Some(protocol))
         .map_err(|e| step("open a raw socket (it needs CAP_NET_RAW)", e))?;
+    let filter =
+        |what, filter: &[SockFilter]| socket.attach_filter(filter).map_err(|e| step(what, e));
+    filter("take no packets yet", &[DROP_ALL])?;
     socket.set_nonblocking(true).map_err(|e| step("make the socket non-blocking", e))?;
-    if workers > 1 {
-        socket
-            .attach_filter(&share(kind, worker, workers))
-            .map_err(|e| step("share packets between workers", e))?;
-    }
     let fd = socket.as_fd();
     raise_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
     raise_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
@@ -154,7 +157,19 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
         Some(libc::EADDRNOTAVAIL) => Error::NotLocal { address: at },
         _ => step("bind", source),
     })?;
+    drain(&socket);
+    filter("share packets between workers", &share(kind, worker, workers))?;
     Ok(socket)
+}
+
+/// Throws away what came before the first filter: of other workers' shares, or for other addresses.
+fn drain(socket: &Socket) {
+    for _ in 0..DRAIN_MOST {
+        match socket.recv(&mut [MaybeUninit::uninit(); 1]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
 }
 
 /// The filter of one worker's share: a hash of the inner addresses, through the number of workers.
