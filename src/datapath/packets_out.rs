@@ -5,13 +5,17 @@
 //! ```text
 //!   read from the port: [virtio header 12][IP packet or super-packet]
 //!     │ whole, TTL left, a source of this host, no loop (RFC 2003 section 3.2)
-//!     │ route of the destination ─► none, or this host: answered "unreachable"
+//!     │ route of the destination ─► none, or this host: answered "unreachable", also where the
+//!     │    packet came from another host: the answer comes back to us and goes there
 //!     ▼
 //!   VTEP ─► path ─► IP-in-IP: raw socket      IP in UDP: socket by flow hash, port by family inside
 //!     │ longer than the path takes ─► answered "too big"
 //!     ▼
 //!   SendQueue: the packet where it was read, or segments in the scratch
 //! ```
+//!
+//! What the private router reports of a packet from another host (too big, TTL exceeded) goes out in
+//! the name of that packet's destination, as all our answers do.
 //!
 //! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet has the
 //! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 in
@@ -56,13 +60,21 @@ impl Outbound {
             port.stats.drops.add(DropReason::OutRouteUnknown, 1);
             return Outcome::Done;
         };
-        let read = arena.get(at..at + len).and_then(<[u8]>::split_first_chunk::<{ vnet::LEN }>);
-        let Some((header, packet)) = read
-            .and_then(|(header, bytes)| Some((vnet::Header::parse(header), Packet::parse(bytes)?)))
+        let read = arena.get_mut(at..at + len);
+        let Some((header, mut packet, bytes)) =
+            read.and_then(<[u8]>::split_first_chunk_mut::<{ vnet::LEN }>).and_then(
+                |(header, bytes)| Some((vnet::Header::parse(header), Packet::parse(bytes)?, bytes)),
+            )
         else {
             port.stats.drops.add(DropReason::OutMalformed, 1);
             return Outcome::Done;
         };
+        if let Some(address) = packet.reported_by_router(bytes)
+            && tables.route(address).is_some_and(|route| route.place == Place::Local)
+        {
+            // Its own address is on every host, so that no other host takes a packet from it.
+            packet.rename(bytes, address);
+        }
         let start = at + vnet::LEN;
         let vtep = match self.way(tables, routed, &packet) {
             Ok(vtep) => vtep,
@@ -95,7 +107,16 @@ impl Outbound {
         }
         let here = match tables.route(packet.source).map(|route| route.place) {
             Some(Place::Local) => true,
-            Some(Place::Vtep(_)) => return silent(DropReason::OutSourceNotLocal),
+            // It came from there, and the router found no endpoint that it is for.
+            Some(Place::Vtep(_)) => {
+                return match tables.route(packet.destination).map(|route| route.place) {
+                    Some(Place::Local) => Err((DropReason::OutRouteLocal, Some(Unreachable::Host))),
+                    None if holds(routed, packet.destination) => {
+                        Err((DropReason::OutRouteUnknown, Some(Unreachable::Host)))
+                    }
+                    _ => silent(DropReason::OutSourceNotLocal),
+                };
+            }
             None => packet.is_of_nameless_router() || holds(routed, packet.source),
         };
         if !here {
