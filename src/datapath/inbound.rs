@@ -159,7 +159,7 @@ impl Inbound {
             self.drops.add(DropReason::InTruncated, 1);
             return;
         }
-        self.heard.mark(vtep);
+        self.heard.mark(vtep, turn.now_ms);
         let mut last = None;
         for index in 0..self.elements.len() {
             let Some(element) = self.elements.get(index).cloned() else { return };

@@ -101,8 +101,7 @@ impl Inbound {
             self.drops.add(DropReason::InTruncated, count.max(1) as u64);
             return;
         }
-        self.heard.mark(vtep);
-        paths.heard(vtep);
+        self.heard.mark(vtep, turn.now_ms);
         for element in train.take(ELEMENTS) {
             let range = at + element.packet.start..at + element.packet.end;
             let Some(bytes) = arena.get_mut(range.clone()) else { continue };

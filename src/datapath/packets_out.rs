@@ -233,7 +233,7 @@ impl Outbound {
                 return Outcome::Done;
             }
         }
-        if self.paths.take_unreachable(vtep) {
+        if self.paths.take_unreachable(vtep, turn.now_ms) {
             return self.tell(bytes, Unreachable::Host);
         }
         Outcome::Done

@@ -121,11 +121,47 @@ fn says_unreachable(icmp: Icmp) -> bool {
     const V4_TIME_EXCEEDED: u8 = 11;
     const V6_UNREACHABLE: u8 = 1;
     const V6_TIME_EXCEEDED: u8 = 3;
+    const V6_PARAMETER_PROBLEM: u8 = 4;
     match icmp {
         // Not port unreachable, fragmentation needed and source route failed.
         Icmp::V4 { kind: V4_UNREACHABLE, code } => !matches!(code, 3..=5),
         Icmp::V6 { kind: V6_UNREACHABLE, code } => code != 4,
         Icmp::V4 { kind, .. } => kind == V4_TIME_EXCEEDED,
+        // Nobody there speaks the protocol: what is code 2 of "unreachable" in IPv4.
+        Icmp::V6 { kind: V6_PARAMETER_PROBLEM, code } => code == 1,
         Icmp::V6 { kind, .. } => kind == V6_TIME_EXCEEDED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::sys::sockopt;
+
+    #[test]
+    fn an_error_queue_is_read_a_part_at_a_time() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sockopt::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVERR, 1).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut sent = 0;
+        while sent < 2 * ERRORS_PER_CALL {
+            // The kernel tells of the error before by failing a send.
+            sent += usize::from(socket.send_to(&[0; 10], closed).is_ok());
+        }
+        let (mut paths, counters) = (Paths::default(), WorkerCounters::default());
+        let first = learn_from(socket.as_fd(), &mut paths, 0, &counters);
+        assert_eq!((first, counters.underlay_errors_left.get()), (ERRORS_PER_CALL as u64, 1));
+    }
+
+    #[test]
+    fn that_nobody_there_speaks_the_protocol_is_unreachable_in_both_families() {
+        for (kind, code, says) in [(3, 2, true), (3, 3, false), (3, 4, false), (12, 1, false)] {
+            assert_eq!(says_unreachable(Icmp::V4 { kind, code }), says);
+        }
+        for (kind, code, says) in [(4, 1, true), (4, 0, false), (1, 4, false), (2, 0, false)] {
+            assert_eq!(says_unreachable(Icmp::V6 { kind, code }), says);
+        }
     }
 }

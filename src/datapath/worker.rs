@@ -34,6 +34,7 @@ use nix::sys::eventfd::EventFd;
 use super::batch::Outlet;
 use super::drop::DropReason;
 use super::flood::Budget;
+use super::heard::Heard;
 use super::inbound::{Deliver, Inbound};
 use super::outbound::{Outbound, Outcome, Turn};
 use super::packets_in::Source;
@@ -149,6 +150,8 @@ pub struct Setup {
     pub tables: fdb::Reader,
     /// Frames moving in.
     pub inbound: Inbound,
+    /// What all workers know of the VTEPs.
+    pub heard: Arc<Heard>,
     /// Commands.
     pub commands: Receiver<Command>,
     /// Made readable when a command waits.
@@ -238,6 +241,7 @@ impl Worker {
         let mut outbound =
             Outbound::new(setup.offload.gso_segments, setup.fan, Arc::clone(&setup.counters));
         outbound.paths.set_own_mtu(setup.underlay_mtu, 0);
+        outbound.paths.share(setup.heard);
         outbound.own = setup.addresses;
         Ok(Self {
             epoll,

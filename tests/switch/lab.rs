@@ -365,6 +365,7 @@ impl Host {
         );
         let probes = Arc::new(Probes::default());
         let inbound = inbound.with_probes(Arc::clone(&probes));
+        outbound.paths.share(Arc::clone(&heard));
         outbound.own = vec![vtep_address(slot), vtep_address_v6(slot)];
         let port = PortState {
             network: NETWORK,

@@ -26,12 +26,12 @@ pub const PORTS: UdpPorts = UdpPorts { v4: 4760, v6: 4761 };
 const CARRIERS: [Carrier; 2] = [Carrier::IpIp, Carrier::IpUdp];
 
 /// All carriers, over and with both families.
-fn ways() -> impl Iterator<Item = (Carrier, bool)> {
+pub fn ways() -> impl Iterator<Item = (Carrier, bool)> {
     CARRIERS.into_iter().flat_map(|carrier| [false, true].map(|under| (carrier, under)))
 }
 
 /// Inner MTU of a way.
-fn mtu(carrier: Carrier, ipv6_under: bool) -> u16 {
+pub fn mtu(carrier: Carrier, ipv6_under: bool) -> u16 {
     let udp = if carrier == Carrier::IpUdp { 8 } else { 0 };
     UNDERLAY_MTU - udp - if ipv6_under { 40 } else { 20 }
 }
@@ -131,7 +131,7 @@ pub fn by_udp(slot: usize, packet: &[u8]) -> Arrived {
 }
 
 /// `packet` from an IPv4 or IPv6 VTEP by this carrier; the source is still to be given.
-fn by_way(carrier: Carrier, ipv6_under: bool, packet: &[u8]) -> Arrived {
+pub fn by_way(carrier: Carrier, ipv6_under: bool, packet: &[u8]) -> Arrived {
     let arrived = if carrier == Carrier::IpIp { by_ip(1, packet) } else { by_udp(1, packet) };
     let Some(source) = arrived.packets.filter(|_| ipv6_under) else { return arrived };
     let outer_header = Source { outer_header: false, ..source };
@@ -154,7 +154,7 @@ pub fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
 }
 
 /// What a receiver makes of one write to its TUN.
-fn cut(header: &vnet::Header, packet: &[u8]) -> Vec<Vec<u8>> {
+pub fn cut(header: &vnet::Header, packet: &[u8]) -> Vec<Vec<u8>> {
     let mut packet = packet.to_vec();
     match segment::plan_on(Link::None, header, &mut packet, usize::MAX).unwrap() {
         segment::Plan::Single => vec![packet],
@@ -318,7 +318,7 @@ fn udp_stands_in_where_ip_in_ip_does_not_get_through() {
 }
 
 /// The ICMP message of an answer to endpoint 1: kind, code, the word of the MTU.
-fn message(reply: &[u8], from: u8) -> (u8, u8, u32) {
+pub fn message(reply: &[u8], from: u8) -> (u8, u8, u32) {
     if reply[0] >> 4 == 6 {
         let ip = ipv6::Packet::parse(reply).unwrap();
         assert_eq!((ip.source(), ip.destination()), (v6(from), v6(1)));
@@ -429,36 +429,6 @@ fn who_cannot_be_reached_is_told_to_the_sender() {
         assert_eq!((reply[icmp], reply[icmp + 1]), net);
         assert_eq!(host.counters.unreachable_answers.get(), 3);
         assert!(host.wire.sent.is_empty());
-    }
-}
-
-#[test]
-fn that_a_vtep_is_unreachable_is_told_once_and_the_packet_sent_all_the_same() {
-    for (carrier, under) in ways() {
-        let mut lab = routed(3, Options::default(), carrier, under);
-        let host = &mut lab.hosts[0];
-        let packet = whole(&Spec::new(1, 17, false, false, 10));
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        let vtep = if under { vtep_address_v6(1) } else { vtep_address(1) };
-        // Once is a full buffer there, as is what ends when something is heard.
-        host.outbound.paths.note_unreachable(vtep, 0);
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        let there = whole(&Spec::new(17, 1, false, false, 10));
-        host.outbound.paths.note_unreachable(vtep, 900);
-        host.receive(&[Arrived { source: vtep, ..by_way(carrier, under, &there) }]);
-        host.outbound.paths.note_unreachable(vtep, 1000);
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        host.outbound.paths.note_unreachable(vtep, 30_000);
-        assert_eq!(host.send_whole(&packet), Outcome::Done, "another trouble");
-        host.outbound.paths.note_unreachable(vtep, 31_000);
-        host.send_whole(&whole(&Spec::new(1, 33, false, false, 10)));
-        assert!(host.replies.is_empty(), "another VTEP");
-        assert!(matches!(host.send_whole(&packet), Outcome::Reply(_)));
-        let (kind, code, _) = message(&host.replies[0], 17);
-        assert_eq!((kind, code), (3, 1));
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        assert_eq!(host.wire.sent.len(), 7);
-        assert_eq!(host.dropped(), []);
     }
 }
 
