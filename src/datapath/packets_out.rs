@@ -9,7 +9,7 @@
 //!     │    packet came from another host: the answer comes back to us and goes there
 //!     ▼
 //!   VTEP ─► path ─► IP-in-IP: raw socket      IP in UDP: socket by flow hash, port by family inside
-//!     │ longer than the path takes ─► answered "too big"
+//!     │ longer than the path takes ─► cut where the sender allows it, or answered "too big"
 //!     ▼
 //!   SendQueue: the packet where it was read, or segments in the scratch
 //! ```
@@ -26,16 +26,18 @@
 //! sender (RFC 2003 section 4), so it is kept with the path: a smaller MTU until it expires, and that
 //! the VTEP is unreachable until a next packet, which is sent all the same and whose sender is told.
 
+use encap::fragment::Fragments;
 use encap::mtu::Encapsulation;
 use encap::{Link, ecn, flow, mss, segment, tcp, vnet};
 use fdb::{NetworkTables, Place, Routed, VtepKey};
 
-use super::batch::Key;
+use super::batch::{Key, SendQueue};
 use super::drop::DropReason;
 use super::outbound::{Offer, Outbound, Outcome, Turn};
 use super::packet::Packet;
 use super::port::PortState;
 use super::responder::{self, Unreachable};
+use crate::telemetry::counters::WorkerCounters;
 use crate::underlay::raw::Kind;
 use crate::underlay::udp::Flavor;
 
@@ -219,6 +221,11 @@ impl Outbound {
                 port.stats.traffic.bytes_out.add(written as u64);
             }
             Err(segment::Error::TooBig) => {
+                if let Some(outcome) =
+                    fragment(&mut self.queue, &self.counters, port, (offer, bytes), (max, key, gso))
+                {
+                    return outcome;
+                }
                 dropped(DropReason::OutTooBig);
                 return match responder::packet_too_big(bytes, max, self.reply.as_mut_slice()) {
                     Some(len) => {
@@ -249,6 +256,40 @@ impl Outbound {
             None => Outcome::Done,
         }
     }
+}
+
+/// Queues a packet that is too long and may be cut as fragments (RFC 2003 section 5); `None` when it may
+/// not.
+fn fragment(
+    queue: &mut SendQueue,
+    counters: &WorkerCounters,
+    port: &PortState,
+    (offer, packet): (&Offer<'_>, &mut [u8]),
+    (max, key, gso): (u16, Key, bool),
+) -> Option<Outcome> {
+    let fragments = Fragments::plan(packet, max.into())?;
+    let count = fragments.count();
+    if !queue.has_room(count, fragments.most_bytes()) && !queue.is_empty() {
+        return Some(Outcome::Full);
+    }
+    // Finishes the checksum. A super-packet is told of: its sender chose the size.
+    let plan = segment::plan_on(Link::None, &offer.header, packet, usize::MAX);
+    if !matches!(plan, Ok(segment::Plan::Single)) {
+        return None;
+    }
+    if offer.header.flags & vnet::NEEDS_CSUM != 0 {
+        counters.checksums_completed.add(1);
+    }
+    let mut bytes = 0;
+    for index in 0..count {
+        let len = fragments.write(index, packet, queue.room());
+        bytes += len;
+        queue.push_written(key, len, gso);
+    }
+    counters.fragmented_out.add(1);
+    port.stats.traffic.frames_out.add(count as u64);
+    port.stats.traffic.bytes_out.add(bytes as u64);
+    Some(Outcome::Done)
 }
 
 /// Whether one of the network's subnets holds the address.

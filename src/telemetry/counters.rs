@@ -63,6 +63,7 @@ counters! {
         super_frames_in, "frames", "Super-frames written to ports, coalesced here or by the sender.";
         coalesced_in, "frames", "Received frames that left as a part of a super-frame.";
         checksums_completed, "frames", "Partial checksums of single frames finished before the wire.";
+        fragmented_out, "frames", "IPv4 packets longer than the path takes that were cut into fragments, as their senders allow.";
         partial_in, "frames", "Received frames with a partial checksum, from a VTEP on an offloading underlay.";
         bad_checksum_in, "frames", "Received frames whose inner checksum is wrong; passed on for the end host to count.";
         source_pending, "frames", "Received frames whose source MAC or address has no owner yet; accepted.";
