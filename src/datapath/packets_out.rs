@@ -18,9 +18,8 @@
 //! the name of that packet's destination, as all our answers do.
 //!
 //! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet has the
-//! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 in
-//! UDP on a path that leaves it less than 1,280 bytes is fragmented outside; IP-in-IP has no way for
-//! IPv6 there.
+//! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 on a
+//! path that leaves it less than 1,280 bytes is fragmented outside.
 //!
 //! What the underlay says of a path by ICMP carries too little of the inner packet to answer its
 //! sender (RFC 2003 section 4), so it is kept with the path: a smaller MTU until it expires, and that
@@ -163,7 +162,7 @@ impl Outbound {
         let fits = path.max_packet(encapsulation);
         // IPv6 never gets by with less; then the outer packet is fragmented (RFC 4213 section 3.2.2,
         // RFC 2473 section 7.1).
-        let df = !inner_ipv6 || fits >= IPV6_LEAST || encapsulation != Encapsulation::IpUdp;
+        let df = !inner_ipv6 || fits >= IPV6_LEAST;
         let max = if df { fits } else { IPV6_LEAST };
         let (gso, key) = if encapsulation == Encapsulation::IpUdp {
             // What is fragmented is not segmented as well.
@@ -180,7 +179,7 @@ impl Outbound {
         } else {
             let key = Key {
                 to: self.paths.at_port(vtep, 0),
-                flavor: Kind { ipv6, inner_ipv6 }.flavor(),
+                flavor: Kind { ipv6, inner_ipv6, fragments: !df }.flavor(),
                 bucket: 0,
                 // The whole byte, as RFC 2003 section 3.1 has it.
                 tos: packet.tos & !ecn::MASK | ecn::encapsulate(packet.tos),

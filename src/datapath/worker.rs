@@ -355,7 +355,8 @@ impl Worker {
 
     fn listen_ip(&mut self, at: std::net::IpAddr, socket: RawSocket) {
         let index = socket.kind.index();
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_RAW | index as u64);
+        let wanted = if socket.kind.fragments { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+        let event = EpollEvent::new(wanted, KIND_RAW | index as u64);
         if let Err(err) = self.epoll.add(&socket, event) {
             tracing::error!(%at, %err, "a new raw socket cannot be waited for");
             return;
@@ -511,6 +512,9 @@ impl Worker {
             let errors = learn_from(socket.as_fd(), paths, now_ms, &self.counters);
             self.counters.underlay_errors.add(errors);
             socket.take_error();
+        }
+        if kind.fragments {
+            return;
         }
         let source = Source { via: Via::Ip, carries: kind.carries(), outer_header: !kind.ipv6 };
         let ends = (&mut self.recv, &mut self.inbound, &mut self.ports);

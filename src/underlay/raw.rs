@@ -16,6 +16,8 @@
 //! short to have inner addresses is the first worker's, to be counted. A packet that finds the buffers
 //! of all full makes the kernel answer that nobody here speaks the protocol.
 //!
+//! One more socket of each address only sends: IPv6 that must go in fragments.
+//!
 //! IPv4 sockets deliver the outer header in front, IPv6 sockets do not.
 
 use std::io;
@@ -29,6 +31,7 @@ use super::udp::{DROP_ALL, Flavor, TTL, raise_buffer};
 use super::{Carries, Error};
 use crate::sys::sockopt;
 
+const IP_PMTUDISC_DONT: i32 = 0;
 const IP_PMTUDISC_DO: i32 = 2;
 /// Packets that a socket has room for before its buffer is raised, and many more.
 const DRAIN_MOST: usize = 100_000;
@@ -40,16 +43,19 @@ pub struct Kind {
     pub ipv6: bool,
     /// IPv6 packets inside.
     pub inner_ipv6: bool,
+    /// It sends only, and what is too long for the path in fragments: IPv6 packets where the path
+    /// leaves them less than their least MTU (RFC 4213 section 3.2).
+    pub fragments: bool,
 }
 
 impl Kind {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 8;
 
     /// A dense number below [`Self::COUNT`].
     #[must_use]
     pub const fn index(self) -> usize {
-        self.ipv6 as usize | (self.inner_ipv6 as usize) << 1
+        self.ipv6 as usize | (self.inner_ipv6 as usize) << 1 | (self.fragments as usize) << 2
     }
 
     /// Its number among all kinds of sockets that send, behind those of [`Flavor`]. As there, the lowest
@@ -85,17 +91,18 @@ impl AsFd for RawSocket {
 }
 
 impl RawSocket {
-    /// Opens the sockets at `address` of worker `worker` out of `workers`, one for each family inside.
+    /// Opens the sockets at `address` of worker `worker` out of `workers`: one for each family inside, and
+    /// the one that sends fragments.
     /// Needs `CAP_NET_RAW`.
     ///
     /// # Errors
     /// [`Error::NotLocal`], or the step that failed.
-    pub fn open(address: IpAddr, worker: u32, workers: u32) -> Result<[Self; 2], Error> {
-        let open = |inner_ipv6| {
-            let kind = Kind { ipv6: address.is_ipv6(), inner_ipv6 };
+    pub fn open(address: IpAddr, worker: u32, workers: u32) -> Result<[Self; 3], Error> {
+        let open = |inner_ipv6, fragments| {
+            let kind = Kind { ipv6: address.is_ipv6(), inner_ipv6, fragments };
             Ok::<_, Error>(Self { socket: socket(address, kind, worker, workers)?, kind })
         };
-        Ok([open(false)?, open(true)?])
+        Ok([open(false, false)?, open(true, false)?, open(true, true)?])
     }
 
     /// One more handle of the same socket, to look at it from elsewhere.
@@ -141,15 +148,17 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
     let set = |what, level, name, value| {
         sockopt::set_int(fd, level, name, value).map_err(|e| step(what, e))
     };
+    let discover = if kind.fragments { IP_PMTUDISC_DONT } else { IP_PMTUDISC_DO };
     if kind.ipv6 {
-        set("choose fragmentation", libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("choose fragmentation", libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
         set("ask for path errors", libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
         set("ask for the traffic class", libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         // Too long is an error here, and no packet in two fragments.
-        set("forbid fragments", libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
+        let forbid = i32::from(!kind.fragments);
+        set("forbid fragments", libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, forbid)?;
         socket.set_unicast_hops_v6(TTL).map_err(|e| step("set the hop limit", e))?;
     } else {
-        set("choose fragmentation", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("choose fragmentation", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
         set("ask for path errors", libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
         socket.set_ttl_v4(TTL).map_err(|e| step("set the TTL", e))?;
     }
@@ -158,6 +167,9 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
         _ => step("bind", source),
     })?;
     drain(&socket);
+    if kind.fragments {
+        return Ok(socket);
+    }
     filter("share packets between workers", &share(kind, worker, workers))?;
     Ok(socket)
 }
