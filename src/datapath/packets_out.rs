@@ -82,7 +82,7 @@ impl Outbound {
             Err((reason, told)) => {
                 port.stats.drops.add(reason, 1);
                 let bytes = arena.get(start..start + packet.len).unwrap_or_default();
-                return told.map_or(Outcome::Done, |why| self.tell(bytes, why));
+                return told.map_or(Outcome::Done, |why| self.tell(turn, port, bytes, why));
             }
         };
         let offer = Offer { tables, header, at: start, len: packet.len };
@@ -226,6 +226,10 @@ impl Outbound {
                     return outcome;
                 }
                 dropped(DropReason::OutTooBig);
+                if !port.may_answer(turn.now_ms) {
+                    self.counters.answers_limited.add(1);
+                    return Outcome::Done;
+                }
                 return match responder::packet_too_big(bytes, max, self.reply.as_mut_slice()) {
                     Some(len) => {
                         self.counters.too_big_answers.add(1);
@@ -240,13 +244,23 @@ impl Outbound {
             }
         }
         if self.paths.take_unreachable(vtep, turn.now_ms) {
-            return self.tell(bytes, Unreachable::Host);
+            return self.tell(turn, port, bytes, Unreachable::Host);
         }
         Outcome::Done
     }
 
     /// Answers a packet that cannot be delivered, where its protocol has that.
-    fn tell(&mut self, packet: &[u8], why: Unreachable) -> Outcome {
+    fn tell(
+        &mut self,
+        turn: Turn<'_>,
+        port: &PortState,
+        packet: &[u8],
+        why: Unreachable,
+    ) -> Outcome {
+        if !port.may_answer(turn.now_ms) {
+            self.counters.answers_limited.add(1);
+            return Outcome::Done;
+        }
         match responder::unreachable(packet, why, self.reply.as_mut_slice()) {
             Some(len) => {
                 self.counters.unreachable_answers.add(1);

@@ -310,7 +310,9 @@ impl Worker {
             match command {
                 Command::AddPort { network, queue, stats, budget, local } => {
                     let link = queue.link();
-                    self.add_port(queue, PortState { network, stats, budget, local, link });
+                    let answers = Budget::default();
+                    let state = PortState { network, stats, budget, answers, local, link };
+                    self.add_port(queue, state);
                 }
                 Command::SetLocal { network, local, done } => {
                     if let Some(port) = self.ports.get_mut(network) {

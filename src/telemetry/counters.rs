@@ -81,6 +81,7 @@ counters! {
         probes_ignored, "frames", "Address probes for the asker's own address, left unanswered.";
         too_big_answers, "frames", "ICMP answers sent for frames that the path does not take.";
         unreachable_answers, "frames", "ICMP answers sent for packets that cannot be delivered.";
+        answers_limited, "frames", "ICMP answers not sent because the port had had its share.";
         mss_lowered, "frames", "First packets of TCP connections whose maximum segment size was lowered to the path.";
         underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
         underlay_errors_left, "reads", "Times that a socket's error queue held as many errors as are read at once; the rest waits for the next turn.";

@@ -372,6 +372,7 @@ impl Host {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
             budget: Arc::new(Budget::default()),
+            answers: Budget::default(),
             local: false,
             link: Link::Ethernet,
         };

@@ -17,7 +17,7 @@ use skybridge::underlay::Carries;
 
 use super::frames::{ETHERNET, Spec, checksums_verify, v4, v6};
 use super::lab::{
-    self, Arrived, At, Host, Lab, NETWORK, Options, RAW, Sent, UNDERLAY_MTU, Weather, vtep_address,
+    self, Arrived, At, Host, Lab, NETWORK, Options, RAW, Sent, UNDERLAY_MTU, Weather,
     vtep_address_v6,
 };
 use super::{KINDS, PLAIN, nothing_dropped};

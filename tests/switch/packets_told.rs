@@ -75,6 +75,87 @@ fn that_a_vtep_is_unreachable_is_told_once_each_time_and_the_packet_sent_all_the
     }
 }
 
+#[test]
+fn what_may_be_cut_is_cut_and_not_told() {
+    for (carrier, under) in ways() {
+        let mut lab = routed(2, Options::default(), carrier, under);
+        let (header, mut packet) = partial(&Spec::new(1, 17, false, false, 3000), 0);
+        packet[6] = 0;
+        packet[10..12].fill(0);
+        let check = Sum::of(&packet[..20]).finish();
+        packet[10..12].copy_from_slice(&check.to_be_bytes());
+        let host = &mut lab.hosts[0];
+        assert_eq!(host.send(&header, &packet), Outcome::Done);
+        assert!(host.replies.is_empty());
+        assert_eq!(host.counters.fragmented_out.get(), 1);
+        lab.carry(0, &mut Weather::fair(false));
+        let got: Vec<_> = lab.hosts[1].taps.written.iter().map(|it| it.frame.clone()).collect();
+        assert_eq!(got.len(), 3);
+        let payload: Vec<u8> = got.iter().flat_map(|fragment| fragment[20..].to_vec()).collect();
+        assert_eq!(payload, cut(&header, &packet)[0][20..], "with its checksum");
+        assert!(got.iter().all(|fragment| fragment.len() <= usize::from(mtu(carrier, under))));
+        assert_eq!((lab.hosts[0].frames_out(), lab.hosts[1].frames_in()), (3, 3));
+        nothing_dropped(&lab);
+    }
+}
+
+#[test]
+fn who_cannot_be_reached_is_told_to_the_sender() {
+    for ipv6 in [false, true] {
+        let (net, host_code) = if ipv6 { ((1, 0), (1, 3)) } else { ((3, 0), (3, 1)) };
+        let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
+        let host = &mut lab.hosts[0];
+        // Nobody's, but of the subnet; one of this host's that no endpoint has.
+        for (to, reason) in [(200, OutRouteUnknown), (9, OutRouteLocal)] {
+            host.replies.clear();
+            let before = host.dropped().len();
+            assert!(matches!(
+                host.send_whole(&whole(&Spec::new(1, to, ipv6, false, 10))),
+                Outcome::Reply(_)
+            ));
+            let (kind, code, _) = message(&host.replies[0], to);
+            assert_eq!((kind, code), host_code);
+            assert_eq!(host.dropped().len(), before + 1);
+            assert!(host.dropped().contains(&(reason, At::Port, 1)));
+        }
+        // No subnet's.
+        host.replies.clear();
+        let mut packet = whole(&Spec::new(1, 17, ipv6, false, 10));
+        let at = if ipv6 { 24 } else { 16 };
+        packet[at + 2] ^= 1;
+        assert!(matches!(host.send_whole(&packet), Outcome::Reply(_)));
+        let reply = &host.replies[0];
+        let icmp = if ipv6 { 40 } else { 20 };
+        assert_eq!((reply[icmp], reply[icmp + 1]), net);
+        assert_eq!(host.counters.unreachable_answers.get(), 3);
+        assert!(host.wire.sent.is_empty());
+    }
+}
+
+#[test]
+fn answers_are_limited() {
+    for ipv6 in [false, true] {
+        let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
+        let host = &mut lab.hosts[0];
+        let long = whole(&Spec::new(1, 17, ipv6, false, 3000));
+        let nobodys = whole(&Spec::new(1, 200, ipv6, false, 100));
+        let mut now = |now_ms: u64, expected: usize| {
+            host.now_ms = now_ms;
+            host.replies.clear();
+            for _ in 0..100 {
+                let _ = (host.send_whole(&long), host.send_whole(&nobodys));
+            }
+            assert_eq!(host.replies.len(), expected, "{now_ms}");
+        };
+        now(1000, 100);
+        now(1010, 10);
+        now(9000, 100);
+        assert_eq!(host.counters.answers_limited.get(), 100 + 190 + 100);
+        let drops = [(OutRouteUnknown, At::Port, 300), (OutTooBig, At::Port, 300)];
+        assert_eq!(host.dropped(), drops);
+    }
+}
+
 /// What the private router of `host` 1 reports about a packet of endpoint 1 to one of its own.
 fn report(ipv6: bool, to: u8) -> Vec<u8> {
     let quoted = whole(&Spec::new(1, to, ipv6, false, 100));
