@@ -148,7 +148,7 @@ mod tests {
             let view = ipv4::Packet::parse(fragment).unwrap();
             assert!(view.checksum_verifies());
             assert_eq!((view.ident(), view.tos(), view.ttl()), (77, 5, 9));
-            let at = usize::from(view.fragment_offset());
+            let at = view.fragment_offset();
             payload.resize(payload.len().max(at + view.payload().len()), 0);
             payload[at..at + view.payload().len()].copy_from_slice(view.payload());
         }
