@@ -6,6 +6,7 @@
 //! - `switch/paths.rs`: what a path refuses, what is learned of it, and when it is forgotten;
 //! - `switch/packets.rs`: networks of packets, end to end and what their paths refuse;
 //! - `switch/packets_checks.rs`: whose packets are taken, and each drop reason of theirs;
+//! - `switch/packets_told.rs`: what the senders of packets are told by ICMP;
 //! - `switch/drops.rs`: each drop reason by one crafted frame, counted once, at the right place;
 //! - `switch/random.rs`: arbitrary bytes never panic, and no frame is lost from the counters.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
@@ -25,6 +26,8 @@ mod local;
 mod packets;
 #[path = "switch/packets_checks.rs"]
 mod packets_checks;
+#[path = "switch/packets_told.rs"]
+mod packets_told;
 #[path = "switch/paths.rs"]
 mod paths;
 #[path = "switch/random.rs"]

@@ -15,9 +15,10 @@
 //! 3. A valid frame of the flow's next bytes joins the open super-frame of its flow, or opens one.
 //!    Only headers are compared and a range is noted; no payload is touched again.
 //! 4. Everything else that belongs to an open flow ends it first, so the order within a flow never
-//!    changes, and then passes alone. A frame that is longer than the MTU, or comes with a segment
-//!    size, is a super-frame already: it passes with a segmentation type, its checksum field
-//!    turned to the pseudo-header's sum if it was complete.
+//!    changes, and then passes alone. A frame that comes with a segment size, or of TCP one that is
+//!    longer than the MTU, is a super-frame already: it passes with a segmentation type, its
+//!    checksum field turned to the pseudo-header's sum if it was complete. UDP that is longer and
+//!    comes without a size is one datagram, or several whose sizes are lost ([`is_unfinished_datagram`]).
 //!
 //! A frame joins when all of these equal the first one's: Ethernet header with tags, addresses,
 //! ports, TOS or traffic class and flow label, TTL or hop limit, don't-fragment; without IP options
@@ -30,6 +31,9 @@
 //! What a super-frame says to the TAP: lengths and IPv4 checksum of the whole, the checksum field
 //! holding the uncomplemented pseudo-header sum, `NEEDS_CSUM`, and the payload of the first segment
 //! as segment size. This vouches for the data, hence step 2.
+//!
+//! A TAP of a kernel that does not know super-frames of UDP ([`Coalescer::set_uso`]) gets none:
+//! datagrams pass alone, and one that comes with a segment size is cut.
 //!
 //! Limits: [`FLOWS_MAX`] open flows, of which the oldest makes room; [`SEGMENTS_MAX`] segments and
 //! 65535 bytes of IP packet per super-frame. Frames are never held on a timer: the caller flushes
@@ -78,6 +82,18 @@ pub enum Seen {
     Valid,
 }
 
+/// Whether a UDP packet is whole but for its checksum, which is only the pseudo-header's sum.
+#[must_use]
+pub fn is_unfinished_datagram(link: Link, frame: &[u8]) -> bool {
+    let found =
+        Network::parse(link, frame).filter(|ip| !ip.routing && ip.protocol == udp::PROTOCOL);
+    let candidate = found.and_then(|ip| {
+        let transport = Transport::parse(frame, &ip)?;
+        Some(Candidate { bytes: frame, frame: 0..frame.len(), tag: 0, hash: 0, ip, transport })
+    });
+    candidate.is_some_and(|candidate| candidate.judge().1 == Seen::Partial)
+}
+
 /// Takes frames that are final.
 pub trait Sink {
     /// One frame for the port `tag`: write `vnet`, then `headers`, then all `pieces` one after
@@ -99,6 +115,8 @@ pub struct Coalescer {
     open: usize,
     /// The flow that the last frame opened or continued.
     recent: usize,
+    /// The TAP takes super-frames of UDP.
+    uso: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -157,7 +175,14 @@ impl Coalescer {
             head: 0,
             open: 0,
             recent: 0,
+            uso: true,
         }
+    }
+
+    /// Says whether the TAP takes super-frames of UDP, which Linux before 6.2 refuses. Without,
+    /// datagrams are not joined, and those that came joined are told apart again.
+    pub fn set_uso(&mut self, uso: bool) {
+        self.uso = uso;
     }
 
     /// Takes one inner Ethernet frame, and gives to `sink` whatever becomes final by it.
@@ -209,14 +234,22 @@ impl Coalescer {
         let slot = self.find(arena, &candidate);
         let (partial, seen) = candidate.judge();
         let size = candidate.super_frame(gso_size, mtu);
-        if seen == Seen::Valid && size.is_none() && candidate.can_join() {
+        let takes = self.uso || candidate.transport.protocol == Protocol::Tcp;
+        // A datagram above the MTU meets the kernel's own limits alone.
+        let fits = ip.end - ip.l3 <= usize::from(mtu);
+        if seen == Seen::Valid && size.is_none() && fits && takes && candidate.can_join() {
             self.join(arena, candidate, slot, sink);
             return seen;
         }
         if let Some(slot) = slot {
             self.close(arena, slot, sink);
         }
-        output::pass(&candidate, partial, seen, size, sink);
+        match size {
+            Some(size) if !takes && matches!(seen, Seen::Partial | Seen::Valid) => {
+                output::cut(&candidate, usize::from(size), sink);
+            }
+            _ => output::pass(&candidate, partial, seen, size, sink),
+        }
         seen
     }
 

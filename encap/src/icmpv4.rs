@@ -98,6 +98,15 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Where the packet went that the error in `packet` is about; `None` when that is none, or not whole.
+#[must_use]
+pub fn quoted_destination(packet: &[u8]) -> Option<Ipv4Addr> {
+    let packet = ipv4::Packet::parse(packet)?;
+    let message = Message::parse(packet.payload())?;
+    let reports = packet.protocol() == PROTOCOL && !packet.is_fragment() && message.is_error();
+    reports.then(|| ipv4::quoted_destination(message.payload()))?
+}
+
 /// The answer "fragmentation needed, next hop takes `mtu` bytes" to the IPv4 packet in `frame`, in
 /// the name of its destination: writes a frame to `out` (at most 590 bytes, more with VLAN tags,
 /// which are kept) and gives its length.

@@ -27,6 +27,8 @@ mod field {
 pub const HEADER_LEN: usize = 8;
 /// The protocol's number in IP.
 pub const PROTOCOL: u8 = 58;
+/// Offset of the checksum in a message.
+pub(crate) const CHECKSUM: usize = field::CHECKSUM;
 /// Code of "destination unreachable": no route to it.
 pub const NO_ROUTE: u8 = 0;
 /// Code of "destination unreachable": it does not answer where it should be.
@@ -101,6 +103,33 @@ impl<'a> Message<'a> {
     pub fn payload(&self) -> &'a [u8] {
         self.bytes.get(HEADER_LEN..).unwrap_or(&[])
     }
+}
+
+/// Where the packet went that the error in `packet` is about; `None` when that is none, or not whole.
+#[must_use]
+pub fn quoted_destination(packet: &[u8]) -> Option<Ipv6Addr> {
+    let message = error_in(packet)?;
+    ipv6::quoted_destination(message.payload())
+}
+
+/// Changes the source of the error in `packet`, and the message's checksum with it. Nothing happens
+/// when that is none.
+pub fn set_source(packet: &mut [u8], source: Ipv6Addr) {
+    let Some(message) = error_in(packet) else { return };
+    let old = ipv6::Packet::parse(packet).map_or(Ipv6Addr::UNSPECIFIED, |packet| packet.source());
+    let mut check = crate::bytes::u16_at(message.header, field::CHECKSUM);
+    for (old, new) in old.segments().into_iter().zip(source.segments()) {
+        check = crate::checksum::update(check, old, new);
+    }
+    put(packet, ipv6::field::SOURCE, source.octets());
+    put_u16(packet, ipv6::HEADER_LEN + field::CHECKSUM, check);
+}
+
+/// The error that a packet without extension headers is.
+fn error_in(packet: &[u8]) -> Option<Message<'_>> {
+    let packet = ipv6::Packet::parse(packet)?;
+    let message = Message::parse(packet.payload())?;
+    (packet.next_header() == PROTOCOL && message.kind() < INFORMATIONAL).then_some(message)
 }
 
 /// The answer "packet too big, next hop takes `mtu` bytes" to the IPv6 packet in `frame`, in the

@@ -211,6 +211,29 @@ pub(crate) fn set_tos(packet: &mut [u8], tos: u8) {
     put_u16(packet, field::CHECKSUM, check);
 }
 
+/// Changes the source of the packet at the front of `packet` and keeps the header's checksum right (or
+/// wrong, if it was). Nothing happens when the bytes are no IPv4 header.
+pub fn set_source(packet: &mut [u8], source: Ipv4Addr) {
+    if packet.len() < HEADER_LEN || u8_at(packet, field::VERSION_IHL) >> 4 != 4 {
+        return;
+    }
+    let mut check = u16_at(packet, field::CHECKSUM);
+    let [a, b, c, d] = source.octets();
+    for (at, new) in [(field::SOURCE, [a, b]), (field::SOURCE + 2, [c, d])] {
+        let new = u16::from_be_bytes(new);
+        check = crate::checksum::update(check, u16_at(packet, at), new);
+        put_u16(packet, at, new);
+    }
+    put_u16(packet, field::CHECKSUM, check);
+}
+
+/// The destination in a header of which what follows may be cut.
+pub(crate) fn quoted_destination(bytes: &[u8]) -> Option<Ipv4Addr> {
+    let header: &[u8; HEADER_LEN] = bytes.first_chunk()?;
+    let is_one = header[field::VERSION_IHL] >> 4 == 4;
+    is_one.then(|| array_at::<4>(header, field::DESTINATION).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +273,17 @@ mod tests {
             assert!(Packet::parse(&bad).is_none(), "byte {at} = {value:#x}");
         }
         assert_eq!(HEADER.emit(65516), None);
+    }
+
+    #[test]
+    fn changing_the_source_keeps_the_checksum_right() {
+        let mut bytes = HEADER.emit(0).unwrap();
+        let source = Ipv4Addr::new(203, 0, 113, 255);
+        set_source(&mut bytes, source);
+        let expected = Header { source, ..HEADER }.emit(0).unwrap();
+        assert_eq!(bytes, expected);
+        assert_eq!(quoted_destination(&bytes), Some(HEADER.destination));
+        assert_eq!(quoted_destination(&bytes[..19]), None);
     }
 
     #[test]

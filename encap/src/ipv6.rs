@@ -210,6 +210,13 @@ pub(crate) fn set_traffic_class(packet: &mut [u8], class: u8) {
     }
 }
 
+/// The destination in a header of which what follows may be cut.
+pub(crate) fn quoted_destination(bytes: &[u8]) -> Option<Ipv6Addr> {
+    let header: &[u8; HEADER_LEN] = bytes.first_chunk()?;
+    let is_one = header[field::VERSION_CLASS_LABEL] >> 4 == 6;
+    is_one.then(|| array_at::<16>(header, field::DESTINATION).into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,8 @@
 //! [`ndp`], [`vxlan`], and [`vnet`] for the virtio header of a TAP. `arp` and `ndp` also answer
 //! questions for addresses, `icmpv4` and `icmpv6` packets that do not fit.
 //!
-//! Pieces of the datapath's work: [`checksum`], [`ecn`] across the tunnel, [`flow`] hash, [`mss`] of TCP, and the
-//! two that carry the weight:
+//! Pieces of the datapath's work: [`checksum`], [`ecn`] across the tunnel, [`flow`] hash,
+//! [`fragment`]s, [`mss`] of TCP, and the two that carry the weight:
 //!
 //! ```text
 //! outbound   TAP  ->  vnet::Header::parse  ->  segment::plan  ->  vxlan::emit   ->  underlay
@@ -46,6 +46,7 @@ pub mod coalesce;
 pub mod ecn;
 pub mod ethernet;
 pub mod flow;
+pub mod fragment;
 pub mod icmpv4;
 pub mod icmpv6;
 pub mod ipip;

@@ -1,7 +1,7 @@
 //! What stands in front of an IP packet.
 
-use crate::ethernet::{self, EtherType};
-use crate::{ipv4, vlan};
+use crate::ethernet::EtherType;
+use crate::vlan;
 
 /// The link layer of a port: what the bytes that it reads and writes begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,16 +26,6 @@ impl Link {
                 6 => Some((EtherType::IPV6, 0)),
                 _ => None,
             },
-        }
-    }
-
-    /// Where a transport header lies at the earliest, in bytes.
-    #[must_use]
-    pub(crate) const fn transport_min(self) -> usize {
-        match self {
-            // Of anything, an unknown protocol without a header too.
-            Self::Ethernet => ethernet::HEADER_LEN,
-            Self::None => ipv4::HEADER_LEN,
         }
     }
 }

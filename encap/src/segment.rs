@@ -9,7 +9,8 @@
 //! Steps:
 //! 1. [`plan`] checks the virtio header against the frame's own headers. Nothing in the virtio
 //!    header is believed that the frame does not confirm; `hdr_len` is not read at all.
-//! 2. An ordinary frame gets its checksum finished in place: [`Plan::Single`].
+//! 2. An ordinary frame gets its checksum finished in place: [`Plan::Single`]. The field must lie
+//!    behind the IP headers: what is in front of it was checked already.
 //! 3. A super-frame is left as it is, so that it can be planned again for another path, and gives
 //!    [`Plan::Segments`]: offsets, and the sums of all header fields that are equal in every
 //!    segment.
@@ -37,7 +38,7 @@ use core::ops::Range;
 use crate::bytes::{put, put_u16, u16_at, u32_at};
 use crate::checksum::Sum;
 use crate::layers::{Network, Protocol, Transport, Version};
-use crate::{Link, ipv4, ipv6, tcp, udp, vnet};
+use crate::{Link, icmpv6, ipv4, ipv6, tcp, udp, vnet};
 
 pub use crate::layers::HEADER_LEN_MAX;
 
@@ -62,7 +63,7 @@ pub enum Error {
 /// What is wrong with a malformed frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Malformed {
-    /// The checksum's range or field is not where it could be.
+    /// The checksum's range or field is not behind the headers of an IP packet that is whole.
     Checksum,
     /// A super-frame of a type that was never negotiated.
     GsoType,
@@ -131,14 +132,21 @@ pub fn plan_on(
     Segments::of(link, vnet, frame, max_frame, expected).map(Plan::Segments)
 }
 
-/// Where the checksummed range begins and where the field lies.
+/// Where the checksummed range begins and where the field lies. Any field of a header that was checked
+/// before could else be written by us, after the check: addresses, or what neighbor discovery claims.
 fn checksum_place(link: Link, vnet: &vnet::Header, frame: &[u8]) -> Result<(usize, usize), Error> {
     let start = usize::from(vnet.csum_start);
-    let at = start + usize::from(vnet.csum_offset);
-    if start < link.transport_min() || at + 2 > frame.len() {
-        return Err(Error::Malformed(Malformed::Checksum));
-    }
-    Ok((start, at))
+    let offset = usize::from(vnet.csum_offset);
+    let at = start + offset;
+    // A fragment has no checksum of its own; kernels finish it before they cut.
+    let place = Network::parse(link, frame).filter(|ip| {
+        let allowed = match ip.protocol {
+            icmpv6::PROTOCOL => start == ip.l4 && offset == icmpv6::CHECKSUM,
+            _ => start >= ip.l4,
+        };
+        allowed && !ip.opaque && at + 2 <= ip.end
+    });
+    place.map(|_| (start, at)).ok_or(Error::Malformed(Malformed::Checksum))
 }
 
 /// The field holds the pseudo-header's sum, so the sum over the range with the field in it is the

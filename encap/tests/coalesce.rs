@@ -2,10 +2,12 @@
 
 mod support;
 
-use encap::coalesce::{FLOWS_MAX, SEGMENTS_MAX, Seen};
+use encap::coalesce::{Coalescer, FLOWS_MAX, SEGMENTS_MAX, Seen, is_unfinished_datagram};
 use encap::ethernet::{self, EtherType};
-use encap::{ipv4, tcp, vnet};
-use support::{Arrival, MAC_A, MAC_B, Spec, Written, cut, payload, receive, receive_frames};
+use encap::{Link, ipv4, tcp, vnet};
+use support::{
+    Arrival, Gather, MAC_A, MAC_B, Spec, Written, cut, payload, receive, receive_frames,
+};
 
 const MTU: u16 = 1450;
 
@@ -199,7 +201,7 @@ fn partial_checksum_is_left_to_the_tap() {
 
 #[test]
 fn kernel_super_frame_gets_its_type_whatever_its_checksum() {
-    for spec in Spec::variants(&Spec::tcp(30_000)) {
+    for spec in Spec::variants(&Spec::tcp(30_000)).into_iter().filter(|spec| !spec.udp) {
         let size = MTU - (spec.header_len() - spec.l3()) as u16;
         for (frame, expected) in [(spec.partial(), Seen::Partial), (spec.wire(), Seen::Valid)] {
             let (seen, written) = receive_frames(&[frame], MTU);
@@ -207,6 +209,19 @@ fn kernel_super_frame_gets_its_type_whatever_its_checksum() {
             assert_eq!(written[0].vnet, spec.vnet(size));
             assert_eq!(written[0].frame, spec.partial());
         }
+    }
+}
+
+#[test]
+fn datagram_above_the_mtu_stays_one() {
+    for spec in Spec::variants(&Spec::udp(3000)).into_iter().filter(|spec| spec.udp) {
+        let (frame, unfinished) = (spec.wire(), spec.partial());
+        let (seen, written) = receive_frames(&[frame.clone(), unfinished.clone()], MTU);
+        assert_eq!(seen, [Seen::Valid, Seen::Partial]);
+        assert_eq!((written[0].vnet.gso_type, &written[0].frame), (vnet::GSO_NONE, &frame));
+        assert_eq!((written[1].vnet, &written[1].frame), (spec.vnet(0), &unfinished));
+        assert!(is_unfinished_datagram(Link::Ethernet, &unfinished));
+        assert!(!is_unfinished_datagram(Link::Ethernet, &frame));
     }
 }
 
@@ -230,6 +245,40 @@ fn kernel_udp_super_frame_keeps_its_given_size() {
         }
         let arrival = Arrival { frame: spec.wire(), tag: 1, gso_size: 1200 };
         assert_eq!(receive(&[arrival], MTU).1[0].vnet.gso_type, vnet::GSO_NONE);
+    }
+}
+
+#[test]
+fn a_port_without_super_frames_of_udp_gets_datagrams() {
+    for v6 in [false, true] {
+        let spec = Spec { v6, ..Spec::udp(1200) };
+        let tcp = Spec { v6, ..Spec::tcp(0) };
+        let (joined, partial) = (spec.wire(), spec.partial());
+        let alone = stream(&Spec { v6, ..Spec::udp(0) }, &[500, 500]);
+        let tcp = wire(&stream(&tcp, &[500, 500]));
+        let arena =
+            [joined.clone(), partial, alone[0].wire(), alone[1].wire(), tcp.concat()].concat();
+        let mut sink = Gather { arena: &arena, written: Vec::new() };
+        let mut coalescer = Coalescer::new();
+        coalescer.set_uso(false);
+        let mut at = 0;
+        let lengths = [joined.len(); 2].into_iter().chain([alone[0].wire().len(); 2]);
+        for (len, gso_size) in lengths.chain(tcp.iter().map(Vec::len)).zip([500, 500, 0, 0, 0, 0]) {
+            coalescer.push(&arena, at..at + len, 1, gso_size, MTU, &mut sink);
+            at += len;
+        }
+        coalescer.flush(&arena, &mut sink);
+        let types: Vec<_> = sink.written.iter().map(|write| write.vnet.gso_type).collect();
+        assert_eq!(types[..8], [vnet::GSO_NONE; 8]);
+        assert_eq!((types.len(), types[8] != vnet::GSO_NONE), (9, true), "TCP is joined");
+        let expected = cut(&spec.vnet(500), &spec.partial(), 1500);
+        for (write, expected) in sink.written.iter().zip(expected.iter().chain(&expected)) {
+            assert_eq!(&cut(&write.vnet, &write.frame, 1500)[0], expected);
+        }
+        assert_eq!(
+            (&sink.written[6].frame, &sink.written[7].frame),
+            (&alone[0].wire(), &alone[1].wire())
+        );
     }
 }
 
@@ -369,8 +418,8 @@ fn other_frames_pass_at_once() {
 
 #[test]
 fn range_outside_the_arena_is_left_out() {
-    let mut sink = support::Gather { arena: &[], written: vec![] };
-    let mut coalescer = encap::coalesce::Coalescer::new();
+    let mut sink = Gather { arena: &[], written: vec![] };
+    let mut coalescer = Coalescer::new();
     assert_eq!(coalescer.push(&[], 3..9, 1, 0, MTU, &mut sink), Seen::Other);
     assert!(sink.written.is_empty());
 }

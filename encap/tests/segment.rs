@@ -5,7 +5,7 @@
 mod support;
 
 use encap::segment::{self, Error, Malformed, Plan};
-use encap::{ipv4, tcp, vnet};
+use encap::{Link, ipv4, tcp, vnet};
 use support::{Spec, cut, plain_sum};
 
 fn refused(vnet: &vnet::Header, frame: &[u8], max_frame: usize) -> Error {
@@ -143,6 +143,49 @@ fn checksum_range_must_lie_in_the_frame() {
     {
         let vnet = vnet::Header { csum_start, csum_offset, ..good };
         assert_eq!(refused(&vnet, &frame, 1500), Error::Malformed(Malformed::Checksum));
+    }
+}
+
+/// Addresses and what neighbor discovery claims are checked before the checksum is finished.
+#[test]
+fn no_field_that_was_checked_is_written_as_a_checksum() {
+    for spec in Spec::variants(&Spec::tcp(100)) {
+        let (frame, l3, l4) = (spec.partial(), spec.l3(), spec.l4());
+        for csum_start in (0..l4).step_by(2) {
+            for at in (csum_start..l4 + 20).step_by(2) {
+                let [csum_start, csum_offset] = [csum_start, at - csum_start].map(|it| it as u16);
+                let vnet = vnet::Header { csum_start, csum_offset, ..spec.vnet(0) };
+                let error = refused(&vnet, &frame, 1500);
+                assert_eq!(error, Error::Malformed(Malformed::Checksum), "{vnet:?}");
+                let (packet, unlinked) = (&frame[l3..], support::unlinked(&vnet, l3));
+                if usize::from(csum_start) >= l3 {
+                    let plan = segment::plan_on(Link::None, &unlinked, &mut packet.to_vec(), 1500);
+                    assert_eq!(plan.err(), Some(error), "{unlinked:?}");
+                }
+            }
+        }
+        // Of a tunnel in the sandbox it lies deeper, as may be.
+        let inner = vnet::Header { csum_start: l4 as u16 + 40, ..spec.vnet(0) };
+        assert_eq!(cut(&inner, &frame, 1500).len(), 1);
+    }
+    let spec = Spec { v6: true, ..Spec::tcp(100) };
+    let mut discovery = spec.partial();
+    discovery[spec.l3() + 6] = 58;
+    for (further, csum_offset, good) in [(0, 2, true), (0, 8, false), (0, 22, false), (8, 2, false)]
+    {
+        let csum_start = spec.l4() as u16 + further;
+        let vnet = vnet::Header { csum_start, csum_offset, ..spec.vnet(0) };
+        let plan = segment::plan(&vnet, &mut discovery.clone(), 1500);
+        assert_eq!(plan.is_ok(), good, "{vnet:?}");
+    }
+    // What is no whole IP packet has none.
+    let spec = Spec::tcp(100);
+    let mut arp = spec.partial();
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let mut fragment = spec.partial();
+    fragment[14 + 7] = 1;
+    for frame in [arp, fragment] {
+        assert_eq!(refused(&spec.vnet(0), &frame, 1500), Error::Malformed(Malformed::Checksum));
     }
 }
 

@@ -9,12 +9,11 @@
 //!
 //! It is a bucket that holds one second's worth, kept as the one moment at which it will be full
 //! again (the generic cell rate algorithm), so that all workers share it without a lock. Only
-//! flooded frames touch it.
+//! flooded frames touch it. A port's ICMP answers have such a bucket too, which holds less.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Nanoseconds of budget that may be used at once after a quiet second.
-const BURST_NS: u64 = 1_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// What the containers of one host may have flooded in one network.
 #[derive(Debug, Default)]
@@ -28,11 +27,18 @@ impl Budget {
     /// worth at once is taken from a full one.
     #[inline]
     pub fn take(&self, frames: u64, rate: u32, now_ms: u64) -> bool {
+        self.take_of(frames, rate, rate, now_ms)
+    }
+
+    /// As [`take`](Self::take), from a budget that holds `burst` frames.
+    #[inline]
+    pub fn take_of(&self, frames: u64, rate: u32, burst: u32, now_ms: u64) -> bool {
         let now = now_ms.saturating_mul(1_000_000);
-        let cost = frames.saturating_mul(1_000_000_000) / u64::from(rate.max(1));
+        let time = |frames: u64| frames.saturating_mul(SECOND_NS) / u64::from(rate.max(1));
+        let (cost, burst_ns) = (time(frames), time(u64::from(burst.max(1))));
         let taken = self.full_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| {
             let next = full.max(now).saturating_add(cost);
-            (full <= now || next - now <= BURST_NS).then_some(next)
+            (full <= now || next - now <= burst_ns).then_some(next)
         });
         taken.is_ok()
     }

@@ -216,6 +216,7 @@ impl Datapath {
                 Arc::clone(&self.heard),
             )
             .with_probes(Arc::clone(&self.probes)),
+            heard: Arc::clone(&self.heard),
             commands: receiver,
             wake: Arc::clone(&wake),
             pulse: Arc::clone(&pulse),

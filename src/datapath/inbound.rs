@@ -124,6 +124,11 @@ impl Inbound {
         Self { probes, ..self }
     }
 
+    /// Whether the ports take super-frames of UDP.
+    pub fn set_uso(&mut self, uso: bool) {
+        self.coalescer.set_uso(uso);
+    }
+
     /// One more address and port that this host listens on.
     pub fn add_own(&mut self, own: (IpAddr, u16)) {
         self.own.push(own);
@@ -154,7 +159,7 @@ impl Inbound {
             self.drops.add(DropReason::InTruncated, 1);
             return;
         }
-        self.heard.mark(vtep);
+        self.heard.mark(vtep, turn.now_ms);
         let mut last = None;
         for index in 0..self.elements.len() {
             let Some(element) = self.elements.get(index).cloned() else { return };

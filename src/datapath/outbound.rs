@@ -298,6 +298,10 @@ impl Outbound {
         match self.send(turn, port, arena, &mut offer, vtep) {
             Ok(()) | Err(Refused::Malformed | Refused::Unknown) => Outcome::Done,
             Err(Refused::TooBig(max_frame)) => {
+                if !port.may_answer(turn.now_ms) {
+                    self.counters.answers_limited.add(1);
+                    return Outcome::Done;
+                }
                 let mtu = u16::try_from(max_frame.saturating_sub(ETHERNET_LEN)).unwrap_or(u16::MAX);
                 let frame = offer.bytes(arena);
                 match responder::too_big(frame, mtu, self.reply.as_mut_slice()) {
@@ -326,7 +330,7 @@ impl Outbound {
             return Err(Refused::Unknown);
         };
         let max_frame = path.max_frame;
-        let gso = path.checksum && path.takes_gso(turn.now_ms);
+        let mut gso = path.checksum && path.takes_gso(turn.now_ms);
         let flavor =
             Flavor { ipv6: path.is_ipv6(), df: params.df, checksum: path.checksum }.index() as u8;
         let Some(frame) = arena.get_mut(offer.at..offer.at + offer.len) else {
@@ -340,7 +344,9 @@ impl Outbound {
         };
         let mut plan = segment::plan(&offer.header, frame, max_frame);
         if !params.df && matches!(plan, Err(segment::Error::TooBig)) {
-            // Without don't-fragment the underlay cuts what is too long, as Swarm's overlay lets it.
+            // Without don't-fragment the underlay cuts what is too long, as Swarm's overlay lets it. The
+            // kernel does not segment what it fragments.
+            gso = false;
             plan = segment::plan(&offer.header, frame, usize::MAX);
         }
         let plan = match plan {

@@ -1,11 +1,15 @@
 //! An IP packet as both directions of a network of packets see it: read once, asked by each check.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use encap::{icmpv4, ipip, ipv4, ipv6, udp};
+use encap::{icmpv4, icmpv6, ipip, ipv4, ipv6, udp};
 
 /// The source of ICMP errors of an IPv4 router without an address of its own (RFC 7600).
 const DUMMY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8));
+
+/// The private router of a network of packets, the same on every host.
+const ROUTER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+const ROUTER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
 /// What the checks read of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,26 @@ impl Packet {
     #[must_use]
     pub fn is_of_nameless_router(&self) -> bool {
         self.source == DUMMY && self.protocol == icmpv4::PROTOCOL
+    }
+
+    /// Whose packet the private router reports an error about, as `bytes` say, which are the packet's:
+    /// where that one went.
+    #[must_use]
+    pub fn reported_by_router(&self, bytes: &[u8]) -> Option<IpAddr> {
+        match self.source {
+            ROUTER_V4 => icmpv4::quoted_destination(bytes).map(IpAddr::V4),
+            ROUTER_V6 => icmpv6::quoted_destination(bytes).map(IpAddr::V6),
+            _ => None,
+        }
+    }
+
+    /// Gives an ICMP error another source, in `bytes` too.
+    pub fn rename(&mut self, bytes: &mut [u8], source: IpAddr) {
+        match source {
+            IpAddr::V4(source) => ipv4::set_source(bytes, source),
+            IpAddr::V6(source) => icmpv6::set_source(bytes, source),
+        }
+        self.source = source;
     }
 
     /// The destination port of a UDP packet that is whole.

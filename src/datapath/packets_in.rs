@@ -22,11 +22,12 @@
 //! The kernel's GRO joins IP-in-IP before a raw socket sees it, and an offloading underlay never cut
 //! it: then a TCP super-packet with a partial checksum arrives that says no segment size. The coalescer
 //! finds both, and cuts to the MTU, which TCP does not mind. Datagrams of UDP cannot be told apart
-//! without their size: what is longer than the MTU then is dropped.
+//! without their size: what is longer than the MTU and has a partial checksum is dropped. A complete
+//! one is that of a single datagram, from a network whose MTU is larger there.
 
 use std::net::IpAddr;
 
-use encap::{Link, ecn, ipip, ipudp, mss, tcp, udp};
+use encap::{Link, coalesce, ecn, ipip, ipudp, mss, tcp};
 use fdb::{NetworkKey, Place, Snapshot, SourceCheck, Via, VtepKey};
 
 use super::drop::DropReason;
@@ -100,8 +101,7 @@ impl Inbound {
             self.drops.add(DropReason::InTruncated, count.max(1) as u64);
             return;
         }
-        self.heard.mark(vtep);
-        paths.heard(vtep);
+        self.heard.mark(vtep, turn.now_ms);
         for element in train.take(ELEMENTS) {
             let range = at + element.packet.start..at + element.packet.end;
             let Some(bytes) = arena.get_mut(range.clone()) else { continue };
@@ -136,9 +136,8 @@ impl Inbound {
             };
             let mtu = tables.params().mtu;
             if from.via == Via::Ip
-                && packet.protocol == udp::PROTOCOL
-                && !packet.fragment
                 && packet.len > usize::from(mtu)
+                && coalesce::is_unfinished_datagram(Link::None, bytes)
             {
                 port.stats.drops.add(DropReason::InDatagramSizes, 1);
                 continue;
@@ -233,11 +232,12 @@ impl Inbound {
             Some(Place::Local) => {}
             _ => return refused(DropReason::InDestinationNotHere),
         }
-        if owned {
-            self.passed_packet = Some(PassedPacket { source, destination, via, vtep, network });
-        } else {
+        if !owned {
             // Not remembered: each such packet counts.
             self.counters.source_pending.add(1);
+        } else if !packet.is_of_nameless_router() {
+            // Of that router ICMP alone is taken, which addresses do not tell.
+            self.passed_packet = Some(PassedPacket { source, destination, via, vtep, network });
         }
         Ok(network)
     }

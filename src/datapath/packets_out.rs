@@ -5,33 +5,38 @@
 //! ```text
 //!   read from the port: [virtio header 12][IP packet or super-packet]
 //!     │ whole, TTL left, a source of this host, no loop (RFC 2003 section 3.2)
-//!     │ route of the destination ─► none, or this host: answered "unreachable"
+//!     │ route of the destination ─► none, or this host: answered "unreachable", also where the
+//!     │    packet came from another host: the answer comes back to us and goes there
 //!     ▼
 //!   VTEP ─► path ─► IP-in-IP: raw socket      IP in UDP: socket by flow hash, port by family inside
-//!     │ longer than the path takes ─► answered "too big"
+//!     │ longer than the path takes ─► cut where the sender allows it, or answered "too big"
 //!     ▼
 //!   SendQueue: the packet where it was read, or segments in the scratch
 //! ```
 //!
+//! What the private router reports of a packet from another host (too big, TTL exceeded) goes out in
+//! the name of that packet's destination, as all our answers do.
+//!
 //! The outer header is the kernel's: what is queued is the bare inner packet. The outer packet has the
-//! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 in
-//! UDP on a path that leaves it less than 1,280 bytes is fragmented outside; IP-in-IP has no way for
-//! IPv6 there.
+//! don't-fragment bit set, so a path that takes less is learned and told to the sender. Only IPv6 on a
+//! path that leaves it less than 1,280 bytes is fragmented outside.
 //!
 //! What the underlay says of a path by ICMP carries too little of the inner packet to answer its
 //! sender (RFC 2003 section 4), so it is kept with the path: a smaller MTU until it expires, and that
 //! the VTEP is unreachable until a next packet, which is sent all the same and whose sender is told.
 
+use encap::fragment::Fragments;
 use encap::mtu::Encapsulation;
 use encap::{Link, ecn, flow, mss, segment, tcp, vnet};
 use fdb::{NetworkTables, Place, Routed, VtepKey};
 
-use super::batch::Key;
+use super::batch::{Key, SendQueue};
 use super::drop::DropReason;
 use super::outbound::{Offer, Outbound, Outcome, Turn};
 use super::packet::Packet;
 use super::port::PortState;
 use super::responder::{self, Unreachable};
+use crate::telemetry::counters::WorkerCounters;
 use crate::underlay::raw::Kind;
 use crate::underlay::udp::Flavor;
 
@@ -56,20 +61,28 @@ impl Outbound {
             port.stats.drops.add(DropReason::OutRouteUnknown, 1);
             return Outcome::Done;
         };
-        let read = arena.get(at..at + len).and_then(<[u8]>::split_first_chunk::<{ vnet::LEN }>);
-        let Some((header, packet)) = read
-            .and_then(|(header, bytes)| Some((vnet::Header::parse(header), Packet::parse(bytes)?)))
+        let read = arena.get_mut(at..at + len);
+        let Some((header, mut packet, bytes)) =
+            read.and_then(<[u8]>::split_first_chunk_mut::<{ vnet::LEN }>).and_then(
+                |(header, bytes)| Some((vnet::Header::parse(header), Packet::parse(bytes)?, bytes)),
+            )
         else {
             port.stats.drops.add(DropReason::OutMalformed, 1);
             return Outcome::Done;
         };
+        if let Some(address) = packet.reported_by_router(bytes)
+            && tables.route(address).is_some_and(|route| route.place == Place::Local)
+        {
+            // Its own address is on every host, so that no other host takes a packet from it.
+            packet.rename(bytes, address);
+        }
         let start = at + vnet::LEN;
         let vtep = match self.way(tables, routed, &packet) {
             Ok(vtep) => vtep,
             Err((reason, told)) => {
                 port.stats.drops.add(reason, 1);
                 let bytes = arena.get(start..start + packet.len).unwrap_or_default();
-                return told.map_or(Outcome::Done, |why| self.tell(bytes, why));
+                return told.map_or(Outcome::Done, |why| self.tell(turn, port, bytes, why));
             }
         };
         let offer = Offer { tables, header, at: start, len: packet.len };
@@ -95,7 +108,16 @@ impl Outbound {
         }
         let here = match tables.route(packet.source).map(|route| route.place) {
             Some(Place::Local) => true,
-            Some(Place::Vtep(_)) => return silent(DropReason::OutSourceNotLocal),
+            // It came from there, and the router found no endpoint that it is for.
+            Some(Place::Vtep(_)) => {
+                return match tables.route(packet.destination).map(|route| route.place) {
+                    Some(Place::Local) => Err((DropReason::OutRouteLocal, Some(Unreachable::Host))),
+                    None if holds(routed, packet.destination) => {
+                        Err((DropReason::OutRouteUnknown, Some(Unreachable::Host)))
+                    }
+                    _ => silent(DropReason::OutSourceNotLocal),
+                };
+            }
             None => packet.is_of_nameless_router() || holds(routed, packet.source),
         };
         if !here {
@@ -140,10 +162,11 @@ impl Outbound {
         let fits = path.max_packet(encapsulation);
         // IPv6 never gets by with less; then the outer packet is fragmented (RFC 4213 section 3.2.2,
         // RFC 2473 section 7.1).
-        let df = !inner_ipv6 || fits >= IPV6_LEAST || encapsulation != Encapsulation::IpUdp;
+        let df = !inner_ipv6 || fits >= IPV6_LEAST;
         let max = if df { fits } else { IPV6_LEAST };
         let (gso, key) = if encapsulation == Encapsulation::IpUdp {
-            let gso = path.checksum && path.takes_gso(turn.now_ms);
+            // What is fragmented is not segmented as well.
+            let gso = df && path.checksum && path.takes_gso(turn.now_ms);
             let flavor = Flavor { ipv6, df, checksum: path.checksum }.index() as u8;
             let to = if inner_ipv6 { routed.ports.v6 } else { routed.ports.v4 };
             let key = Key {
@@ -156,7 +179,7 @@ impl Outbound {
         } else {
             let key = Key {
                 to: self.paths.at_port(vtep, 0),
-                flavor: Kind { ipv6, inner_ipv6 }.flavor(),
+                flavor: Kind { ipv6, inner_ipv6, fragments: !df }.flavor(),
                 bucket: 0,
                 // The whole byte, as RFC 2003 section 3.1 has it.
                 tos: packet.tos & !ecn::MASK | ecn::encapsulate(packet.tos),
@@ -197,7 +220,16 @@ impl Outbound {
                 port.stats.traffic.bytes_out.add(written as u64);
             }
             Err(segment::Error::TooBig) => {
+                if let Some(outcome) =
+                    fragment(&mut self.queue, &self.counters, port, (offer, bytes), (max, key, gso))
+                {
+                    return outcome;
+                }
                 dropped(DropReason::OutTooBig);
+                if !port.may_answer(turn.now_ms) {
+                    self.counters.answers_limited.add(1);
+                    return Outcome::Done;
+                }
                 return match responder::packet_too_big(bytes, max, self.reply.as_mut_slice()) {
                     Some(len) => {
                         self.counters.too_big_answers.add(1);
@@ -211,14 +243,24 @@ impl Outbound {
                 return Outcome::Done;
             }
         }
-        if self.paths.take_unreachable(vtep) {
-            return self.tell(bytes, Unreachable::Host);
+        if self.paths.take_unreachable(vtep, turn.now_ms) {
+            return self.tell(turn, port, bytes, Unreachable::Host);
         }
         Outcome::Done
     }
 
     /// Answers a packet that cannot be delivered, where its protocol has that.
-    fn tell(&mut self, packet: &[u8], why: Unreachable) -> Outcome {
+    fn tell(
+        &mut self,
+        turn: Turn<'_>,
+        port: &PortState,
+        packet: &[u8],
+        why: Unreachable,
+    ) -> Outcome {
+        if !port.may_answer(turn.now_ms) {
+            self.counters.answers_limited.add(1);
+            return Outcome::Done;
+        }
         match responder::unreachable(packet, why, self.reply.as_mut_slice()) {
             Some(len) => {
                 self.counters.unreachable_answers.add(1);
@@ -227,6 +269,40 @@ impl Outbound {
             None => Outcome::Done,
         }
     }
+}
+
+/// Queues a packet that is too long and may be cut as fragments (RFC 2003 section 5); `None` when it may
+/// not.
+fn fragment(
+    queue: &mut SendQueue,
+    counters: &WorkerCounters,
+    port: &PortState,
+    (offer, packet): (&Offer<'_>, &mut [u8]),
+    (max, key, gso): (u16, Key, bool),
+) -> Option<Outcome> {
+    let fragments = Fragments::plan(packet, max.into())?;
+    let count = fragments.count();
+    if !queue.has_room(count, fragments.most_bytes()) && !queue.is_empty() {
+        return Some(Outcome::Full);
+    }
+    // Finishes the checksum. A super-packet is told of: its sender chose the size.
+    let plan = segment::plan_on(Link::None, &offer.header, packet, usize::MAX);
+    if !matches!(plan, Ok(segment::Plan::Single)) {
+        return None;
+    }
+    if offer.header.flags & vnet::NEEDS_CSUM != 0 {
+        counters.checksums_completed.add(1);
+    }
+    let mut bytes = 0;
+    for index in 0..count {
+        let len = fragments.write(index, packet, queue.room());
+        bytes += len;
+        queue.push_written(key, len, gso);
+    }
+    counters.fragmented_out.add(1);
+    port.stats.traffic.frames_out.add(count as u64);
+    port.stats.traffic.bytes_out.add(bytes as u64);
+    Some(Outcome::Done)
 }
 
 /// Whether one of the network's subnets holds the address.

@@ -7,7 +7,8 @@
 //! UDP segmentation. Both are forgotten after a while, so that a healed path is used in full again.
 //!
 //! That the VTEP was said to be unreachable is told to the next sender once it has been said for
-//! a second while nothing came from the VTEP: Linux says "protocol unreachable" also of a raw socket
+//! a second while nothing came from the VTEP, to any worker ([`Heard`]), and for as long as it is said
+//! anew: Linux says "protocol unreachable" also of a raw socket
 //! whose buffer is full, and such an answer would end TCP connections that are being opened.
 //!
 //! The place of a datagram's destination is a [`Destination`]: the VTEP's slot for its own port, or a
@@ -15,20 +16,18 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use encap::mtu::{self, Encapsulation};
 use fdb::{Carrier, Generation, Routed, Snapshot, VtepKey};
 
+use super::heard::Heard;
 use crate::sys::mmsg::{Address, FURTHER};
 
 /// A learned path MTU holds as long as the kernel's own (`net.ipv4.route.mtu_expires`).
 const MTU_LIFETIME_MS: u64 = 600_000;
 /// A path that refused UDP segmentation is tried again after this long.
 const GSO_RETRY_MS: u64 = 60_000;
-/// How long a VTEP is said to be unreachable before a sender is told.
-const UNREACHABLE_MS: u64 = 1000;
-/// What was said this long ago belongs to another trouble.
-const UNREACHABLE_STALE_MS: u64 = 10_000;
 /// What a path is never believed to take less than, as an ICMP answer may be forged: the kernel's own
 /// floor (`net.ipv4.route.min_pmtu`), and RFC 8200 section 5.
 const LEAST_MTU_V4: u16 = 552;
@@ -72,10 +71,8 @@ pub struct Path {
     generation: Generation,
     /// IP-in-IP gets through to it, as far as is known.
     pub ip_in_ip: bool,
-    /// Since when it is said to be unreachable, and when it was said last.
-    unreachable: Option<(u64, u64)>,
-    /// A sender is to be told so.
-    tell: bool,
+    /// Of the times when it was said to be unreachable, the last that a sender was told of.
+    told: u64,
     /// Bytes of the largest outer packet that fits.
     outer: u16,
     /// The largest inner frame that fits in VXLAN, Ethernet header included, in bytes.
@@ -148,9 +145,18 @@ pub struct Paths {
     /// The further destination that was asked for last.
     recent: Option<((VtepKey, u16), Destination)>,
     own_mtu: u16,
+    /// The VTEPs at an address, each at a port of its own.
+    by_address: HashMap<IpAddr, Vec<VtepKey>>,
+    /// What all workers know.
+    heard: Arc<Heard>,
 }
 
 impl Paths {
+    /// Shares what all workers know of the VTEPs.
+    pub fn share(&mut self, heard: Arc<Heard>) {
+        self.heard = heard;
+    }
+
     /// Sets this host's underlay MTU in bytes.
     pub fn set_own_mtu(&mut self, own_mtu: u16, now_ms: u64) {
         if self.own_mtu != own_mtu {
@@ -194,8 +200,8 @@ impl Paths {
     fn refresh(&mut self, snapshot: &Snapshot, key: VtepKey, now_ms: u64) {
         let index = key.0 as usize;
         let Some(vtep) = snapshot.vtep(key) else {
-            if let Some(slot) = self.paths.get_mut(index) {
-                *slot = None;
+            if let Some(gone) = self.paths.get_mut(index).and_then(Option::take) {
+                self.forget_address(gone.ip(), key);
             }
             return;
         };
@@ -204,6 +210,13 @@ impl Paths {
             // Grows when a host joins, not per packet.
             self.paths.resize(index + 1, None);
             self.addresses.resize(index + 1, Address::from(address));
+        }
+        let known = self.paths.get(index).and_then(Option::as_ref).map(Path::ip);
+        if known != Some(address.ip()) {
+            if let Some(former) = known {
+                self.forget_address(former, key);
+            }
+            self.by_address.entry(address.ip()).or_default().push(key);
         }
         let own_mtu = self.own_mtu;
         if let (Some(slot), Some(kernel_form)) =
@@ -220,8 +233,7 @@ impl Paths {
                 gso_refused_at_ms: None,
                 generation: snapshot.generation(),
                 ip_in_ip: true,
-                unreachable: None,
-                tell: false,
+                told: 0,
                 outer: 0,
                 max_frame: 0,
             });
@@ -238,6 +250,15 @@ impl Paths {
             }
             *kernel_form = Address::from(address);
             *slot = Some(path);
+        }
+    }
+
+    fn forget_address(&mut self, address: IpAddr, key: VtepKey) {
+        if let Some(keys) = self.by_address.get_mut(&address) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
+                self.by_address.remove(&address);
+            }
         }
     }
 
@@ -292,34 +313,19 @@ impl Paths {
         [&self.addresses, &self.further]
     }
 
-    /// Whether a sender is to be told that `key` is unreachable; the next one is told anew.
+    /// Whether a sender is to be told that `key` is unreachable: one of each worker, each time that it
+    /// is said.
     #[inline]
-    pub fn take_unreachable(&mut self, key: VtepKey) -> bool {
+    pub fn take_unreachable(&mut self, key: VtepKey, now_ms: u64) -> bool {
+        let Some(said) = self.heard.unreachable(key, now_ms) else { return false };
         let path = self.paths.get_mut(key.0 as usize).and_then(Option::as_mut);
-        path.is_some_and(|path| std::mem::take(&mut path.tell))
+        path.is_some_and(|path| std::mem::replace(&mut path.told, said) != said)
     }
 
     /// The path said that `destination` cannot be reached.
     pub fn note_unreachable(&mut self, destination: IpAddr, now_ms: u64) {
-        let paths = self.paths.iter_mut().flatten();
-        for path in paths.filter(|path| path.address.ip() == destination) {
-            let since = match path.unreachable {
-                Some((since, last)) if now_ms.saturating_sub(last) < UNREACHABLE_STALE_MS => since,
-                _ => now_ms,
-            };
-            path.unreachable = Some((since, now_ms));
-            path.tell = now_ms.saturating_sub(since) >= UNREACHABLE_MS;
-        }
-    }
-
-    /// Something came from `key`.
-    #[inline]
-    pub fn heard(&mut self, key: VtepKey) {
-        if let Some(Some(path)) = self.paths.get_mut(key.0 as usize)
-            && path.unreachable.is_some()
-        {
-            path.unreachable = None;
-            path.tell = false;
+        for key in self.by_address.get(&destination).into_iter().flatten() {
+            self.heard.note_unreachable(*key, now_ms);
         }
     }
 
@@ -327,8 +333,8 @@ impl Paths {
     pub fn learn_mtu(&mut self, destination: IpAddr, mtu: u16, now_ms: u64) {
         let own_mtu = self.own_mtu;
         let mtu = mtu.max(if destination.is_ipv4() { LEAST_MTU_V4 } else { LEAST_MTU_V6 });
-        for path in self.paths.iter_mut().flatten() {
-            if path.address.ip() == destination {
+        for key in self.by_address.get(&destination).into_iter().flatten() {
+            if let Some(Some(path)) = self.paths.get_mut(key.0 as usize) {
                 path.learned_mtu = mtu;
                 path.learned_at_ms = now_ms;
                 path.fit(own_mtu, now_ms);

@@ -17,6 +17,10 @@ pub struct PortStats {
     pub drops: DropCounters,
 }
 
+/// ICMP answers of one port and worker, in a second and at once (RFC 4443 section 2.4 (f)).
+const ANSWERS_PER_SECOND: u32 = 1000;
+const ANSWERS_AT_ONCE: u32 = 100;
+
 /// A port as the frame-moving code sees it: which network it is, its counters and its budget.
 pub struct PortState {
     /// The network's slot in the tables.
@@ -25,8 +29,17 @@ pub struct PortState {
     pub stats: Arc<PortStats>,
     /// Of ingress replication, shared with the other workers.
     pub budget: Arc<Budget>,
+    /// Of ICMP answers, this worker's own.
+    pub answers: Budget,
     /// Frames between two containers of this host come here and are given back.
     pub local: bool,
     /// What it reads and writes: frames, or packets.
     pub link: Link,
+}
+
+impl PortState {
+    /// Whether one more ICMP answer may be written to the port now.
+    pub fn may_answer(&self, now_ms: u64) -> bool {
+        self.answers.take_of(1, ANSWERS_PER_SECOND, ANSWERS_AT_ONCE, now_ms)
+    }
 }

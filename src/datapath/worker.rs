@@ -34,6 +34,7 @@ use nix::sys::eventfd::EventFd;
 use super::batch::Outlet;
 use super::drop::DropReason;
 use super::flood::Budget;
+use super::heard::Heard;
 use super::inbound::{Deliver, Inbound};
 use super::outbound::{Outbound, Outcome, Turn};
 use super::packets_in::Source;
@@ -149,6 +150,8 @@ pub struct Setup {
     pub tables: fdb::Reader,
     /// Frames moving in.
     pub inbound: Inbound,
+    /// What all workers know of the VTEPs.
+    pub heard: Arc<Heard>,
     /// Commands.
     pub commands: Receiver<Command>,
     /// Made readable when a command waits.
@@ -238,6 +241,7 @@ impl Worker {
         let mut outbound =
             Outbound::new(setup.offload.gso_segments, setup.fan, Arc::clone(&setup.counters));
         outbound.paths.set_own_mtu(setup.underlay_mtu, 0);
+        outbound.paths.share(setup.heard);
         outbound.own = setup.addresses;
         Ok(Self {
             epoll,
@@ -248,7 +252,7 @@ impl Worker {
             ports: Ports::default(),
             outbound,
             inbound: setup.inbound,
-            transmit: Underlay::new(setup.sockets),
+            transmit: Underlay::new(setup.sockets, Arc::clone(&setup.counters)),
             arena: Arena::new(ARENA_BYTES),
             recv: RecvBatch::new(RECV_SLOTS),
             counters: setup.counters,
@@ -283,7 +287,10 @@ impl Worker {
                         self.serve_port(NetworkKey(index as u32), now_ms);
                     }
                     KIND_LISTENER => self.serve_listener(index as usize, now_ms),
-                    KIND_RAW => self.serve_raw(index as usize, now_ms),
+                    KIND_RAW => {
+                        let failed = event.events().contains(EpollFlags::EPOLLERR);
+                        self.serve_raw(index as usize, failed, now_ms);
+                    }
                     KIND_SENDER => self.serve_errors(index as usize, now_ms),
                     _ => {
                         let _ = self.wake.read();
@@ -303,7 +310,9 @@ impl Worker {
             match command {
                 Command::AddPort { network, queue, stats, budget, local } => {
                     let link = queue.link();
-                    self.add_port(queue, PortState { network, stats, budget, local, link });
+                    let answers = Budget::default();
+                    let state = PortState { network, stats, budget, answers, local, link };
+                    self.add_port(queue, state);
                 }
                 Command::SetLocal { network, local, done } => {
                     if let Some(port) = self.ports.get_mut(network) {
@@ -348,7 +357,8 @@ impl Worker {
 
     fn listen_ip(&mut self, at: std::net::IpAddr, socket: RawSocket) {
         let index = socket.kind.index();
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, KIND_RAW | index as u64);
+        let wanted = if socket.kind.fragments { EpollFlags::empty() } else { EpollFlags::EPOLLIN };
+        let event = EpollEvent::new(wanted, KIND_RAW | index as u64);
         if let Err(err) = self.epoll.add(&socket, event) {
             tracing::error!(%at, %err, "a new raw socket cannot be waited for");
             return;
@@ -378,6 +388,8 @@ impl Worker {
             tracing::error!(network = network.0, %err, "a port cannot be waited for");
             return;
         }
+        // All ports are of one kernel.
+        self.inbound.set_uso(queue.takes_uso());
         let index = network.0 as usize;
         if self.ports.0.len() <= index {
             self.ports.0.resize_with(index + 1, || None);
@@ -491,16 +503,20 @@ impl Worker {
         }
     }
 
-    fn serve_raw(&mut self, index: usize, now_ms: u64) {
+    fn serve_raw(&mut self, index: usize, failed: bool, now_ms: u64) {
         let snapshot = self.tables.load();
         let turn = Turn { snapshot: &snapshot, now_ms };
         let Some(socket) = self.transmit.raw.get(index).and_then(Option::as_ref) else { return };
         let kind = socket.kind;
-        // What the path said would fail the next receive.
-        let errors = learn_from(socket.as_fd(), &mut self.outbound.paths, now_ms);
-        self.counters.underlay_errors.add(errors);
-        if errors != 0 {
+        if failed {
+            // What the path said would fail the next receive.
+            let paths = &mut self.outbound.paths;
+            let errors = learn_from(socket.as_fd(), paths, now_ms, &self.counters);
+            self.counters.underlay_errors.add(errors);
             socket.take_error();
+        }
+        if kind.fragments {
+            return;
         }
         let source = Source { via: Via::Ip, carries: kind.carries(), outer_header: !kind.ipv6 };
         let ends = (&mut self.recv, &mut self.inbound, &mut self.ports);
@@ -516,7 +532,8 @@ impl Worker {
 
     fn serve_errors(&mut self, index: usize, now_ms: u64) {
         if let Some(sender) = self.transmit.sockets.senders().nth(index) {
-            let errors = learn_from(sender.as_fd(), &mut self.outbound.paths, now_ms);
+            let paths = &mut self.outbound.paths;
+            let errors = learn_from(sender.as_fd(), paths, now_ms, &self.counters);
             self.counters.underlay_errors.add(errors);
             if errors == 0 {
                 // A pending error without a queue entry would wake us for ever.

@@ -9,8 +9,8 @@
 //!
 //! A TAP has frames with an Ethernet header, a TUN has bare IP packets: a queue knows its
 //! [`Link`]. Either way each frame carries a 12-byte virtio-net header. The offload mask says what may be *read*
-//! (partial checksums, super-frames); super-frames may be written whatever it says. The mask is of
-//! the device and outlives us, so it is set at every open, from the richest that the kernel takes
+//! (partial checksums, super-frames); super-frames may be written whatever it says, those of UDP
+//! where the kernel knows them. The mask is of the device and outlives us, so it is set at every open, from the richest that the kernel takes
 //! down to none.
 
 use std::io::{self, IoSlice};
@@ -57,6 +57,7 @@ impl PortOffload {
 pub struct Queue {
     fd: OwnedFd,
     link: Link,
+    uso: bool,
 }
 
 /// Opens `queues` queues of the device `name` in the calling thread's network namespace, creating
@@ -79,11 +80,14 @@ pub(super) fn open(
     };
     let mut opened = Vec::with_capacity(queues);
     for _ in 0..queues.max(1) {
-        opened.push(Queue { fd: tun::open_queue(device, name, header)?, link });
+        opened.push(Queue { fd: tun::open_queue(device, name, header)?, link, uso: false });
     }
     let mut granted = PortOffload { csum: false, tso: false, uso: false };
+    let mut uso = false;
     if let Some(first) = opened.first() {
         tun::set_persistent(first.as_fd(), true)?;
+        // Whatever is wanted: what the kernel would not let us read it also refuses to be written.
+        uso = tun::set_offload(first.as_fd(), PortOffload::ALL.mask()).is_ok();
         let mut refused = None;
         for set in wanted.ladder() {
             match tun::set_offload(first.as_fd(), set.mask()) {
@@ -99,6 +103,7 @@ pub(super) fn open(
             return Err(error);
         }
     }
+    opened.iter_mut().for_each(|queue| queue.uso = uso);
     Ok((opened, granted))
 }
 
@@ -107,6 +112,12 @@ impl Queue {
     #[must_use]
     pub fn link(&self) -> Link {
         self.link
+    }
+
+    /// Whether super-frames of UDP may be written to it (Linux 6.2 and newer).
+    #[must_use]
+    pub fn takes_uso(&self) -> bool {
+        self.uso
     }
 
     /// Reads one frame behind its virtio header into `room`, which takes 64 KiB and more.

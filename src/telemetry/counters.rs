@@ -63,6 +63,7 @@ counters! {
         super_frames_in, "frames", "Super-frames written to ports, coalesced here or by the sender.";
         coalesced_in, "frames", "Received frames that left as a part of a super-frame.";
         checksums_completed, "frames", "Partial checksums of single frames finished before the wire.";
+        fragmented_out, "frames", "IPv4 packets longer than the path takes that were cut into fragments, as their senders allow.";
         partial_in, "frames", "Received frames with a partial checksum, from a VTEP on an offloading underlay.";
         bad_checksum_in, "frames", "Received frames whose inner checksum is wrong; passed on for the end host to count.";
         source_pending, "frames", "Received frames whose source MAC or address has no owner yet; accepted.";
@@ -80,8 +81,10 @@ counters! {
         probes_ignored, "frames", "Address probes for the asker's own address, left unanswered.";
         too_big_answers, "frames", "ICMP answers sent for frames that the path does not take.";
         unreachable_answers, "frames", "ICMP answers sent for packets that cannot be delivered.";
+        answers_limited, "frames", "ICMP answers not sent because the port had had its share.";
         mss_lowered, "frames", "First packets of TCP connections whose maximum segment size was lowered to the path.";
         underlay_errors, "errors", "Errors read from the underlay sockets' error queues.";
+        underlay_errors_left, "reads", "Times that a socket's error queue held as many errors as are read at once; the rest waits for the next turn.";
         gso_fallbacks, "messages", "Sends repeated without UDP segmentation because the path refused it.";
         learn_overflow, "entries", "Learned addresses lost because the queue to the table writer was full.";
         learn_limited, "entries", "Learned addresses not told to the table writer yet because their VTEP had its share.";

@@ -10,23 +10,31 @@
 //! Raw sockets do not share a load: each gets a copy of every packet of its protocol. So every
 //! worker's socket has a filter that takes the packets of its share of the inner address pairs, and no
 //! packet is seen twice. One worker that receives for all would spare nothing: the others need a socket
-//! to send, which the kernel offers the same copies. (A copy shares the packet's data.) What is too
+//! to send, which the kernel offers the same copies. (A copy shares the packet's data.) The kernel offers
+//! packets from the moment that a socket is made, for any address until it is bound: it takes none
+//! until it is bound, and what came before is thrown away. What is too
 //! short to have inner addresses is the first worker's, to be counted. A packet that finds the buffers
 //! of all full makes the kernel answer that nobody here speaks the protocol.
+//!
+//! One more socket of each address only sends: IPv6 that must go in fragments.
 //!
 //! IPv4 sockets deliver the outer header in front, IPv6 sockets do not.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::udp::{Flavor, TTL, raise_buffer};
+use super::udp::{DROP_ALL, Flavor, TTL, raise_buffer};
 use super::{Carries, Error};
 use crate::sys::sockopt;
 
+const IP_PMTUDISC_DONT: i32 = 0;
 const IP_PMTUDISC_DO: i32 = 2;
+/// Packets that a socket has room for before its buffer is raised, and many more.
+const DRAIN_MOST: usize = 100_000;
 
 /// What tells a worker's raw sockets apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,16 +43,19 @@ pub struct Kind {
     pub ipv6: bool,
     /// IPv6 packets inside.
     pub inner_ipv6: bool,
+    /// It sends only, and what is too long for the path in fragments: IPv6 packets where the path
+    /// leaves them less than their least MTU (RFC 4213 section 3.2).
+    pub fragments: bool,
 }
 
 impl Kind {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 8;
 
     /// A dense number below [`Self::COUNT`].
     #[must_use]
     pub const fn index(self) -> usize {
-        self.ipv6 as usize | (self.inner_ipv6 as usize) << 1
+        self.ipv6 as usize | (self.inner_ipv6 as usize) << 1 | (self.fragments as usize) << 2
     }
 
     /// Its number among all kinds of sockets that send, behind those of [`Flavor`]. As there, the lowest
@@ -80,17 +91,18 @@ impl AsFd for RawSocket {
 }
 
 impl RawSocket {
-    /// Opens the sockets at `address` of worker `worker` out of `workers`, one for each family inside.
+    /// Opens the sockets at `address` of worker `worker` out of `workers`: one for each family inside, and
+    /// the one that sends fragments.
     /// Needs `CAP_NET_RAW`.
     ///
     /// # Errors
     /// [`Error::NotLocal`], or the step that failed.
-    pub fn open(address: IpAddr, worker: u32, workers: u32) -> Result<[Self; 2], Error> {
-        let open = |inner_ipv6| {
-            let kind = Kind { ipv6: address.is_ipv6(), inner_ipv6 };
+    pub fn open(address: IpAddr, worker: u32, workers: u32) -> Result<[Self; 3], Error> {
+        let open = |inner_ipv6, fragments| {
+            let kind = Kind { ipv6: address.is_ipv6(), inner_ipv6, fragments };
             Ok::<_, Error>(Self { socket: socket(address, kind, worker, workers)?, kind })
         };
-        Ok([open(false)?, open(true)?])
+        Ok([open(false, false)?, open(true, false)?, open(true, true)?])
     }
 
     /// One more handle of the same socket, to look at it from elsewhere.
@@ -126,27 +138,27 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
     let protocol = Protocol::from(i32::from(kind.protocol()));
     let socket = Socket::new(Domain::for_address(at), Type::RAW, Some(protocol))
         .map_err(|e| step("open a raw socket (it needs CAP_NET_RAW)", e))?;
+    let filter =
+        |what, filter: &[SockFilter]| socket.attach_filter(filter).map_err(|e| step(what, e));
+    filter("take no packets yet", &[DROP_ALL])?;
     socket.set_nonblocking(true).map_err(|e| step("make the socket non-blocking", e))?;
-    if workers > 1 {
-        socket
-            .attach_filter(&share(kind, worker, workers))
-            .map_err(|e| step("share packets between workers", e))?;
-    }
     let fd = socket.as_fd();
     raise_buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF);
     raise_buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF);
     let set = |what, level, name, value| {
         sockopt::set_int(fd, level, name, value).map_err(|e| step(what, e))
     };
+    let discover = if kind.fragments { IP_PMTUDISC_DONT } else { IP_PMTUDISC_DO };
     if kind.ipv6 {
-        set("choose fragmentation", libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("choose fragmentation", libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
         set("ask for path errors", libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
         set("ask for the traffic class", libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         // Too long is an error here, and no packet in two fragments.
-        set("forbid fragments", libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)?;
+        let forbid = i32::from(!kind.fragments);
+        set("forbid fragments", libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, forbid)?;
         socket.set_unicast_hops_v6(TTL).map_err(|e| step("set the hop limit", e))?;
     } else {
-        set("choose fragmentation", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, IP_PMTUDISC_DO)?;
+        set("choose fragmentation", libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
         set("ask for path errors", libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
         socket.set_ttl_v4(TTL).map_err(|e| step("set the TTL", e))?;
     }
@@ -154,7 +166,22 @@ fn socket(address: IpAddr, kind: Kind, worker: u32, workers: u32) -> Result<Sock
         Some(libc::EADDRNOTAVAIL) => Error::NotLocal { address: at },
         _ => step("bind", source),
     })?;
+    drain(&socket);
+    if kind.fragments {
+        return Ok(socket);
+    }
+    filter("share packets between workers", &share(kind, worker, workers))?;
     Ok(socket)
+}
+
+/// Throws away what came before the first filter: of other workers' shares, or for other addresses.
+fn drain(socket: &Socket) {
+    for _ in 0..DRAIN_MOST {
+        match socket.recv(&mut [MaybeUninit::uninit(); 1]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
 }
 
 /// The filter of one worker's share: a hash of the inner addresses, through the number of workers.

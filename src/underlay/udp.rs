@@ -47,7 +47,7 @@ pub(super) const TTL: u32 = 64;
 
 /// `BPF_RET | BPF_K` with zero: accepts no byte of any datagram. Nobody reads from a send socket, and
 /// what is sent to its port would fill the memory that its error queue needs too.
-const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+pub(super) const DROP_ALL: SockFilter = SockFilter::new(0x06, 0, 0, 0);
 
 /// What the send sockets of one fan have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -111,6 +111,16 @@ const CASES: &[Case] = &[
         host.send(&header, &tcp(1, 17));
     }),
     (OutMalformed, At::Port, |host| {
+        // Its source address would be written as the checksum.
+        let header = vnet::Header {
+            flags: vnet::NEEDS_CSUM,
+            csum_start: 14,
+            csum_offset: 12,
+            ..vnet::Header::NONE
+        };
+        host.send(&header, &tcp(1, 17));
+    }),
+    (OutMalformed, At::Port, |host| {
         // A super-frame of the wrong family, to every VTEP.
         let (header, mut frame) = Spec::new(1, 17, true, true, 5000).partial(1000);
         frame[..6].copy_from_slice(&MacAddr::BROADCAST.0);

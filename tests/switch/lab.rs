@@ -165,7 +165,8 @@ impl Wire {
         let segment = usize::from(m.segment);
         let raw = flavor >= RAW;
         let udp = if raw { 0 } else { 8 };
-        let (headers, df) = (udp + if flavor & 1 == 0 { 20 } else { 40 }, raw || flavor & 2 != 0);
+        let headers = udp + if flavor & 1 == 0 { 20 } else { 40 };
+        let df = if raw { (flavor - RAW) & 4 == 0 } else { flavor & 2 != 0 };
         assert_eq!(raw, port == Some(0), "raw sockets have no ports");
         assert!(!raw || segment == 0, "nothing is cut behind a raw socket");
         if segment != 0 {
@@ -365,11 +366,13 @@ impl Host {
         );
         let probes = Arc::new(Probes::default());
         let inbound = inbound.with_probes(Arc::clone(&probes));
+        outbound.paths.share(Arc::clone(&heard));
         outbound.own = vec![vtep_address(slot), vtep_address_v6(slot)];
         let port = PortState {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
             budget: Arc::new(Budget::default()),
+            answers: Budget::default(),
             local: false,
             link: Link::Ethernet,
         };

@@ -17,7 +17,7 @@ use skybridge::underlay::Carries;
 
 use super::frames::{ETHERNET, Spec, checksums_verify, v4, v6};
 use super::lab::{
-    self, Arrived, At, Host, Lab, NETWORK, Options, RAW, Sent, UNDERLAY_MTU, Weather, vtep_address,
+    self, Arrived, At, Host, Lab, NETWORK, Options, RAW, Sent, UNDERLAY_MTU, Weather,
     vtep_address_v6,
 };
 use super::{KINDS, PLAIN, nothing_dropped};
@@ -26,12 +26,12 @@ pub const PORTS: UdpPorts = UdpPorts { v4: 4760, v6: 4761 };
 const CARRIERS: [Carrier; 2] = [Carrier::IpIp, Carrier::IpUdp];
 
 /// All carriers, over and with both families.
-fn ways() -> impl Iterator<Item = (Carrier, bool)> {
+pub fn ways() -> impl Iterator<Item = (Carrier, bool)> {
     CARRIERS.into_iter().flat_map(|carrier| [false, true].map(|under| (carrier, under)))
 }
 
 /// Inner MTU of a way.
-fn mtu(carrier: Carrier, ipv6_under: bool) -> u16 {
+pub fn mtu(carrier: Carrier, ipv6_under: bool) -> u16 {
     let udp = if carrier == Carrier::IpUdp { 8 } else { 0 };
     UNDERLAY_MTU - udp - if ipv6_under { 40 } else { 20 }
 }
@@ -131,7 +131,7 @@ pub fn by_udp(slot: usize, packet: &[u8]) -> Arrived {
 }
 
 /// `packet` from an IPv4 or IPv6 VTEP by this carrier; the source is still to be given.
-fn by_way(carrier: Carrier, ipv6_under: bool, packet: &[u8]) -> Arrived {
+pub fn by_way(carrier: Carrier, ipv6_under: bool, packet: &[u8]) -> Arrived {
     let arrived = if carrier == Carrier::IpIp { by_ip(1, packet) } else { by_udp(1, packet) };
     let Some(source) = arrived.packets.filter(|_| ipv6_under) else { return arrived };
     let outer_header = Source { outer_header: false, ..source };
@@ -142,7 +142,7 @@ pub fn whole(spec: &Spec) -> Vec<u8> {
     spec.whole()[ETHERNET..].to_vec()
 }
 
-fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
+pub fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
     let (header, frame) = spec.partial(gso_size);
     let ethernet = ETHERNET as u16;
     let header = vnet::Header {
@@ -154,7 +154,7 @@ fn partial(spec: &Spec, gso_size: u16) -> (vnet::Header, Vec<u8>) {
 }
 
 /// What a receiver makes of one write to its TUN.
-fn cut(header: &vnet::Header, packet: &[u8]) -> Vec<Vec<u8>> {
+pub fn cut(header: &vnet::Header, packet: &[u8]) -> Vec<Vec<u8>> {
     let mut packet = packet.to_vec();
     match segment::plan_on(Link::None, header, &mut packet, usize::MAX).unwrap() {
         segment::Plan::Single => vec![packet],
@@ -318,7 +318,7 @@ fn udp_stands_in_where_ip_in_ip_does_not_get_through() {
 }
 
 /// The ICMP message of an answer to endpoint 1: kind, code, the word of the MTU.
-fn message(reply: &[u8], from: u8) -> (u8, u8, u32) {
+pub fn message(reply: &[u8], from: u8) -> (u8, u8, u32) {
     if reply[0] >> 4 == 6 {
         let ip = ipv6::Packet::parse(reply).unwrap();
         assert_eq!((ip.source(), ip.destination()), (v6(from), v6(1)));
@@ -376,14 +376,23 @@ fn a_path_that_shrinks_is_learned_from_the_raw_socket_too() {
 }
 
 #[test]
-fn ipv6_keeps_its_least_mtu_in_udp_by_fragments_outside() {
-    for (mtu, fragmented) in [(1308, false), (1307, true)] {
-        let mut lab = routed(2, Options::default(), Carrier::IpUdp, false);
+fn ipv6_keeps_its_least_mtu_by_fragments_outside() {
+    for (carrier, mtu, fragmented) in [
+        (Carrier::IpUdp, 1308, false),
+        (Carrier::IpUdp, 1307, true),
+        (Carrier::IpIp, 1300, false),
+        (Carrier::IpIp, 1299, true),
+        (Carrier::IpIp, 600, true),
+    ] {
+        let mut lab = routed(2, Options::default(), carrier, false);
         let host = &mut lab.hosts[0];
         host.outbound.paths.set_own_mtu(mtu, 0);
+        host.wire.mtu = usize::from(mtu);
         let largest = whole(&Spec::new(1, 17, true, false, 1280 - 48));
         assert_eq!(host.send_whole(&largest), Outcome::Done);
-        assert_eq!(host.wire.sent[0].flavor & 2 == 0, fragmented, "don't-fragment");
+        let flavor = host.wire.sent[0].flavor;
+        let df = if flavor >= RAW { flavor & 4 == 0 } else { flavor & 2 != 0 };
+        assert_eq!(df, !fragmented, "don't-fragment");
         assert!(matches!(
             host.send_whole(&whole(&Spec::new(1, 17, true, false, 1281 - 48))),
             Outcome::Reply(_)
@@ -393,72 +402,13 @@ fn ipv6_keeps_its_least_mtu_in_udp_by_fragments_outside() {
         let (header, packet) = partial(&Spec::new(1, 17, false, true, 3000), 1432);
         host.wire.sent.clear();
         host.send(&header, &packet);
-        assert!(host.wire.sent.iter().all(|sent| sent.flavor & 2 != 0));
         let longest = host.wire.datagrams().iter().map(|(_, packet)| packet.len()).max();
-        assert_eq!(longest, Some(usize::from(mtu) - 28));
-    }
-}
-
-#[test]
-fn who_cannot_be_reached_is_told_to_the_sender() {
-    for ipv6 in [false, true] {
-        let (net, host_code) = if ipv6 { ((1, 0), (1, 3)) } else { ((3, 0), (3, 1)) };
-        let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
-        let host = &mut lab.hosts[0];
-        // Nobody's, but of the subnet; one of this host's that no endpoint has.
-        for (to, reason) in [(200, DropReason::OutRouteUnknown), (9, DropReason::OutRouteLocal)] {
-            host.replies.clear();
-            let before = host.dropped().len();
-            assert!(matches!(
-                host.send_whole(&whole(&Spec::new(1, to, ipv6, false, 10))),
-                Outcome::Reply(_)
-            ));
-            let (kind, code, _) = message(&host.replies[0], to);
-            assert_eq!((kind, code), host_code);
-            assert_eq!(host.dropped().len(), before + 1);
-            assert!(host.dropped().contains(&(reason, At::Port, 1)));
-        }
-        // No subnet's.
-        host.replies.clear();
-        let mut packet = whole(&Spec::new(1, 17, ipv6, false, 10));
-        let at = if ipv6 { 24 } else { 16 };
-        packet[at + 2] ^= 1;
-        assert!(matches!(host.send_whole(&packet), Outcome::Reply(_)));
-        let reply = &host.replies[0];
-        let icmp = if ipv6 { 40 } else { 20 };
-        assert_eq!((reply[icmp], reply[icmp + 1]), net);
-        assert_eq!(host.counters.unreachable_answers.get(), 3);
-        assert!(host.wire.sent.is_empty());
-    }
-}
-
-#[test]
-fn that_a_vtep_is_unreachable_is_told_once_and_the_packet_sent_all_the_same() {
-    for (carrier, under) in ways() {
-        let mut lab = routed(3, Options::default(), carrier, under);
-        let host = &mut lab.hosts[0];
-        let packet = whole(&Spec::new(1, 17, false, false, 10));
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        let vtep = if under { vtep_address_v6(1) } else { vtep_address(1) };
-        // Once is a full buffer there, as is what ends when something is heard.
-        host.outbound.paths.note_unreachable(vtep, 0);
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        let there = whole(&Spec::new(17, 1, false, false, 10));
-        host.outbound.paths.note_unreachable(vtep, 900);
-        host.receive(&[Arrived { source: vtep, ..by_way(carrier, under, &there) }]);
-        host.outbound.paths.note_unreachable(vtep, 1000);
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        host.outbound.paths.note_unreachable(vtep, 30_000);
-        assert_eq!(host.send_whole(&packet), Outcome::Done, "another trouble");
-        host.outbound.paths.note_unreachable(vtep, 31_000);
-        host.send_whole(&whole(&Spec::new(1, 33, false, false, 10)));
-        assert!(host.replies.is_empty(), "another VTEP");
-        assert!(matches!(host.send_whole(&packet), Outcome::Reply(_)));
-        let (kind, code, _) = message(&host.replies[0], 17);
-        assert_eq!((kind, code), (3, 1));
-        assert_eq!(host.send_whole(&packet), Outcome::Done);
-        assert_eq!(host.wire.sent.len(), 7);
-        assert_eq!(host.dropped(), []);
+        let outer = if carrier == Carrier::IpIp { 20 } else { 28 };
+        assert_eq!(longest, Some(usize::from(mtu) - outer));
+        host.wire.sent.clear();
+        host.send_whole(&largest);
+        lab.carry(0, &mut Weather::fair(false));
+        assert_eq!(received(&lab.hosts[1]), [largest]);
     }
 }
 
@@ -524,6 +474,19 @@ fn what_kernels_leave_unfinished_is_described_to_the_port() {
         host.receive(&[Arrived { gro_size: 1200, ..by_udp(1, &packet) }]);
         assert_eq!(received(host), cut(&header, &packet));
         assert_eq!(host.dropped(), []);
+    }
+}
+
+#[test]
+fn a_datagram_longer_than_the_mtu_arrives_as_one() {
+    for ipv6 in [false, true] {
+        let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
+        let packet = whole(&Spec::new(17, 1, ipv6, false, 3000));
+        lab.hosts[0].receive(&[by_ip(1, &packet), by_udp(1, &packet)]);
+        let written: Vec<_> = lab.hosts[0].taps.written.iter().map(|it| &it.frame).collect();
+        assert_eq!(written, [&packet, &packet]);
+        assert_eq!(received(&lab.hosts[0]).len(), 2);
+        nothing_dropped(&lab);
     }
 }
 

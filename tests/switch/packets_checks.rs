@@ -17,7 +17,8 @@ use super::lab::{
     Arrived, At, Host, Lab, NETWORK, Options, Weather, vtep_address, vtep_address_v6,
 };
 use super::packets::{
-    PORTS, by_ip, by_udp, prefix, put_route, received, routed, routed_network, set_routed, whole,
+    PORTS, by_ip, by_udp, partial, prefix, put_route, received, routed, routed_network, set_routed,
+    whole,
 };
 
 type Case = (DropReason, At, fn(&mut Host));
@@ -102,6 +103,16 @@ const CASES: &[Case] = &[
         let header =
             vnet::Header { flags: vnet::NEEDS_CSUM, csum_start: 9999, ..vnet::Header::NONE };
         host.send(&header, &tcp(1, 17));
+    }),
+    (OutMalformed, At::Port, |host| {
+        // Its source would be written as the checksum.
+        let header = vnet::Header {
+            flags: vnet::NEEDS_CSUM,
+            csum_start: 20,
+            csum_offset: 2,
+            ..vnet::Header::NONE
+        };
+        host.send(&header, &tcp6(1, 17));
     }),
     (OutSourceNotLocal, At::Port, |host| send(host, &tcp(33, 17))),
     (OutSourceNotLocal, At::Port, |host| send(host, &tcp6(17, 33))),
@@ -219,7 +230,7 @@ const CASES: &[Case] = &[
     }),
     (InTtl, At::Port, |host| host.receive(&[by_ip(1, &with_ttl(0, tcp(17, 1)))])),
     (InDatagramSizes, At::Port, |host| {
-        host.receive(&[by_ip(1, &whole(&Spec::new(17, 1, false, false, 1453)))]);
+        host.receive(&[by_ip(1, &partial(&Spec::new(17, 1, false, false, 1453), 0).1)]);
     }),
     (InEcn, At::Port, |host| {
         let mut arrived = by_ip(1, &tcp(17, 1));
@@ -276,6 +287,12 @@ fn a_host_sends_from_any_of_its_addresses_and_nameless_routers_report_errors() {
     host.receive(&[six, by_ip(1, &error)]);
     assert_eq!(host.taps.written.len(), 2);
     assert_eq!(host.dropped(), []);
+    // Not so that another protocol passes behind it.
+    let mut other = error.clone();
+    other[9] = 6;
+    let mut there = routed(3, Options::default(), Carrier::IpIp, false);
+    there.hosts[0].receive(&[by_ip(1, &error), by_ip(1, &other)]);
+    assert_eq!(there.hosts[0].dropped(), [(InSourceForeign, At::Port, 1)]);
     // And on the way out.
     error[16..20].copy_from_slice(&v4(17).octets());
     assert_eq!(host.send_whole(&error), Outcome::Done);

@@ -2,11 +2,13 @@
 //! sandbox sees.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use skybridge::sys::sockopt::{self, Icmp};
 use testkit::traffic::{self, Tcp};
 use testkit::{
     Agent, AgentSpec, Cap, Capture, Container, Family, Lab, Netns, Store, Suite, Underlay,
@@ -47,6 +49,9 @@ pub(crate) fn register(suite: &mut Suite) {
         });
         suite.test(format!("l3::a_way_out_{mode}"), AGENTS, move || a_way_out(mode));
         suite.test(format!("l3::a_move_{mode}"), AGENTS, move || a_move(mode));
+        suite.test(format!("l3::another_hosts_router_{mode}"), AGENTS, move || {
+            what_another_hosts_router_says(mode);
+        });
         suite.test(format!("l3::hostile_packets_{mode}"), AGENTS, move || hostile_packets(mode));
     }
     suite.timed("l3::store_away", WITH_ETCD, store_away);
@@ -453,6 +458,55 @@ fn a_move(mode: &str) {
     let arrived = Container::inspect(there, "eth0");
     assert_eq!(arrived.address(Family::V4), ip);
     carry(&lab, &beside, &arrived, 1_000_000);
+}
+
+/// The router of another host tells as that of the own one does: nobody has an address, and a packet
+/// has gone far enough.
+fn what_another_hosts_router_says(mode: &str) {
+    let lab = Lab::with_hosts(2).build();
+    let (_agents, ends) = red(&lab, mode, Family::V4, |spec| spec);
+    let [a, b] = &ends[..] else { unreachable!("two containers") };
+    for family in FAMILIES {
+        let there = b.address(family);
+        wait_until("it is reached", SOON, || traffic::reaches(a.netns(), there).then_some(()));
+        // Of the same block, with nobody.
+        let free = match there {
+            IpAddr::V4(ip) => IpAddr::from((u32::from(ip) ^ 4).to_be_bytes()),
+            IpAddr::V6(ip) => IpAddr::from((u128::from(ip) ^ 4).to_be_bytes()),
+        };
+        let connect = || TcpStream::connect_timeout(&SocketAddr::new(free, 9), SOON);
+        let refused = a.netns().enter(connect).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::HostUnreachable, "{free}: {refused}");
+        let told = a.netns().enter(|| at_the_second_hop(there));
+        let expected = match family {
+            Family::V4 => Icmp::V4 { kind: 11, code: 0 },
+            Family::V6 => Icmp::V6 { kind: 3, code: 0 },
+        };
+        assert_eq!(told, expected, "the hop limit is exceeded");
+    }
+}
+
+/// What a packet's sender is told that may pass one router.
+fn at_the_second_hop(to: IpAddr) -> Icmp {
+    let (any, level, hops, errors): (IpAddr, _, _, _) = match to {
+        IpAddr::V4(_) => {
+            (Ipv4Addr::UNSPECIFIED.into(), libc::IPPROTO_IP, libc::IP_TTL, libc::IP_RECVERR)
+        }
+        IpAddr::V6(_) => (
+            Ipv6Addr::UNSPECIFIED.into(),
+            libc::IPPROTO_IPV6,
+            libc::IPV6_UNICAST_HOPS,
+            libc::IPV6_RECVERR,
+        ),
+    };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    sockopt::set_int(socket.as_fd(), level, hops, 2).unwrap();
+    sockopt::set_int(socket.as_fd(), level, errors, 1).unwrap();
+    socket.send_to(b"far", (to, 9)).unwrap();
+    wait_until("the sender is told", SOON, || {
+        sockopt::take_error(socket.as_fd()).unwrap().and_then(|error| error.icmp)
+    })
+    .0
 }
 
 /// Packets from a VTEP that is none, and from one that claims what is not its own.

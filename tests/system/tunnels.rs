@@ -2,7 +2,9 @@
 //! a peer of another make.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fdb::{
@@ -15,6 +17,7 @@ use skybridge::port::queue::PortOffload;
 use skybridge::port::tun;
 use skybridge::telemetry::counters::WorkerCounters;
 use skybridge::underlay::probe::UdpOffload;
+use skybridge::underlay::raw::RawSocket;
 use testkit::traffic;
 use testkit::{Cap, Family, Lab, Netns, Process, Suite, Underlay};
 
@@ -54,6 +57,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("tunnels::nobody_listens_is_told", NEEDED, nobody_listens_is_told);
     suite.test("tunnels::joined_by_the_kernel", NEEDED, what_the_kernel_joined_arrives);
     suite.test("tunnels::falls_back_to_udp", NEEDED, falls_back_to_udp);
+    suite.test("tunnels::opened_under_traffic", NEEDED, sockets_that_open_under_traffic_share_it);
 }
 
 /// Address `number` of end `end`.
@@ -395,4 +399,64 @@ fn another_make_is_understood(carrier: Carrier) {
     }
     assert_eq!(end.dropped(), []);
     drop(peers);
+}
+
+/// Raw sockets that are opened while packets arrive: each packet is for one of them, and for none that
+/// is bound to another address.
+fn sockets_that_open_under_traffic_share_it() {
+    const OPENED: u32 = 40;
+    let lab = Lab::with_hosts(1).build();
+    let netns = lab.host(1).netns();
+    let (ours, others) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+    let stop = AtomicBool::new(false);
+    let socket = netns.enter(|| raw_socket(ours)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut packet = [0; 64];
+            packet[0] = 0x45;
+            for number in 0_u32.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                // The number is the inner destination, so that both workers have a share.
+                packet[16..20].copy_from_slice(&number.to_be_bytes());
+                for to in [ours, others] {
+                    // A full buffer is no trouble.
+                    let _ = socket.send_to(&packet, &SocketAddr::new(to, 0).into());
+                }
+            }
+        });
+        let received: Vec<_> = (0..OPENED)
+            .map(|_| {
+                let open = |worker| RawSocket::open(ours, worker, 2).unwrap();
+                let sockets = netns.enter(|| [open(0), open(1)]);
+                sockets.map(|[inner_v4, ..]| {
+                    let begun = Instant::now();
+                    let mut numbers = Vec::new();
+                    while numbers.len() < 100 && begun.elapsed() < LIMIT {
+                        let mut packet = [0; 84];
+                        let len = nix::unistd::read(inner_v4.as_fd(), &mut packet);
+                        if len == Ok(packet.len()) {
+                            assert_eq!(packet[16..20], [127, 0, 0, 1], "for another address");
+                            numbers.push(packet[36..40].to_vec());
+                        }
+                    }
+                    numbers
+                })
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        for [one, other] in received {
+            assert!(one.len() >= 100 && other.len() >= 100, "both have a share");
+            assert!(!one.iter().any(|number| other.contains(number)), "a packet twice");
+        }
+    });
+}
+
+/// Sends IP-in-IP from `address`.
+fn raw_socket(address: IpAddr) -> std::io::Result<socket2::Socket> {
+    let protocol = socket2::Protocol::from(4);
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(protocol))?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
+    Ok(socket)
 }

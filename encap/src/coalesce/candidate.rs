@@ -121,11 +121,15 @@ impl Candidate<'_> {
             }
     }
 
-    /// The segment size of a frame that is a super-frame already.
+    /// The segment size of a frame that is a super-frame already. Any will do for TCP; one that was
+    /// not told would make several datagrams of one.
     pub(super) fn super_frame(&self, gso_size: u16, mtu: u16) -> Option<u16> {
         let headers = self.transport.payload - self.ip.l3;
         if gso_size != 0 && self.payload_len() > usize::from(gso_size) {
             return Some(gso_size);
+        }
+        if self.transport.protocol == Protocol::Udp {
+            return None;
         }
         let fits = usize::from(mtu).checked_sub(headers).filter(|fits| *fits != 0)?;
         (self.payload_len() > fits).then_some(fits as u16)

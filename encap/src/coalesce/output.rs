@@ -1,5 +1,7 @@
 //! Writes to the sink: frames that pass alone, and super-frames with rebuilt headers.
 
+use core::ops::Range;
+
 use super::candidate::{Candidate, unfinished};
 use super::{Flow, Seen, Sink};
 use crate::bytes::{put_u16, u16_at};
@@ -44,6 +46,44 @@ pub(super) fn pass(
         (Seen::BadChecksum | Seen::Other, _) => {
             sink.frame(tag, &vnet::Header::NONE, &[], core::slice::from_ref(frame));
         }
+    }
+}
+
+/// Gives the datagrams of a UDP super-frame to `sink`, `size` bytes of payload each, unfinished.
+pub(super) fn cut(candidate: &Candidate<'_>, size: usize, sink: &mut impl Sink) {
+    let Candidate { tag, ip, transport, .. } = *candidate;
+    let Network { l3, l4, .. } = ip;
+    let mut headers = [0; HEADER_LEN_MAX];
+    let (Some(headers), Some(original)) =
+        (headers.get_mut(..transport.payload), candidate.bytes.get(..transport.payload))
+    else {
+        // Headers of that length are no kernel's; the end host sees a wrong checksum.
+        sink.frame(tag, &vnet::Header::NONE, &[], core::slice::from_ref(&candidate.frame));
+        return;
+    };
+    headers.copy_from_slice(original);
+    let Range { start, end } = candidate.payload();
+    for (index, from) in (start..end).step_by(size.max(1)).enumerate() {
+        let piece = from..end.min(from + size);
+        let l4_len = (transport.payload - l4 + piece.len()) as u16;
+        match ip.version {
+            Version::V4 => {
+                let ident = u16_at(original, l3 + ipv4::field::IDENT).wrapping_add(index as u16);
+                put_u16(headers, l3 + ipv4::field::TOTAL_LEN, (l4 - l3) as u16 + l4_len);
+                put_u16(headers, l3 + ipv4::field::IDENT, ident);
+                put_u16(headers, l3 + ipv4::field::CHECKSUM, 0);
+                let check = Sum::of(headers.get(l3..l4).unwrap_or(&[])).finish();
+                put_u16(headers, l3 + ipv4::field::CHECKSUM, check);
+            }
+            Version::V6 => {
+                let extensions = (l4 - l3 - ipv6::HEADER_LEN) as u16;
+                put_u16(headers, l3 + ipv6::field::PAYLOAD_LEN, extensions + l4_len);
+            }
+        }
+        put_u16(headers, l4 + udp::field::LENGTH, l4_len);
+        let partial = ip.pseudo_header(original).u16(l4_len).fold();
+        put_u16(headers, l4 + udp::field::CHECKSUM, partial);
+        sink.frame(tag, &unfinished(&ip, transport, None), headers, &[piece]);
     }
 }
 
