@@ -489,7 +489,8 @@ fn swarm_networks_learn_nothing_and_have_the_overlays_mtu() {
     let mut vtep = StaticVtep::new(ip("203.0.113.9"));
     let (own, other) = (host("h2"), host("h3"));
     let by = vec![own, other];
-    vtep.imported = vec![ImportedMac { mac: mac(9), ips: vec![ip("192.0.2.9")], by }];
+    vtep.imported =
+        vec![ImportedMac { ips: vec![ip("192.0.2.9")], by, ..ImportedMac::new(mac(9)) }];
     record.static_vteps = vec![vtep];
     agent.put_network(record.clone());
     agent.put_endpoint(endpoint_record("n1", "mine", "own", mac(1), &[]));

@@ -325,7 +325,9 @@ pub async fn ends(netlink: &Netlink, device: &Device) -> Result<BTreeSet<End>, E
 }
 
 /// Looks for `ends` in the namespaces that have files in `folder`, as Docker keeps its sandboxes and
-/// `ip netns` its namespaces. An interface counts when it has an address in one of `subnets`.
+/// `ip netns` its namespaces. An interface counts when it has an address in one of `subnets`. One with
+/// the length of a whole address is no address of a container: Docker puts the virtual address of each
+/// service that way beside the one of its load balancer, on every host.
 pub async fn behind(
     bridge: &Netlink,
     ends: &BTreeSet<End>,
@@ -353,8 +355,7 @@ pub async fn behind(
             let mut ips: Vec<IpNet> = addresses
                 .iter()
                 .filter(|(index, net)| {
-                    *index == link.index
-                        && subnets.iter().any(|subnet| subnet.contains(&net.addr()))
+                    *index == link.index && subnets.iter().any(|subnet| is_of(subnet, net))
                 })
                 .map(|(_, net)| *net)
                 .collect();
@@ -365,6 +366,12 @@ pub async fn behind(
         }
     }
     found
+}
+
+/// Whether an interface with this address is in the subnet.
+fn is_of(subnet: &IpNet, net: &IpNet) -> bool {
+    let is_alias = net.prefix_len() == net.max_prefix_len();
+    subnet.contains(&net.addr()) && (!is_alias || subnet.prefix_len() == net.prefix_len())
 }
 
 // ===== changes =====

@@ -43,6 +43,7 @@ pub(super) fn entries(
             ips,
             // What was there before this agent looked is no news.
             fresh: before.is_some() && !same(*mac, forward.vtep),
+            local: false,
         });
     }
     for end in local {
@@ -51,7 +52,7 @@ pub(super) fn entries(
         found.retain(|other| other.mac != end.mac);
         let ips = end.ips.iter().map(ipnet::IpNet::addr).collect();
         let fresh = !same(end.mac, vtep);
-        found.push(Imported { mac: end.mac, vtep, port: None, ips, fresh });
+        found.push(Imported { mac: end.mac, vtep, port: None, ips, fresh, local: true });
     }
     found.sort();
     found
@@ -148,6 +149,7 @@ fn told_before(agent: &Agent, record: &NetworkRecord) -> Vec<Imported> {
                 port: vtep.port,
                 ips: known.ips.clone(),
                 fresh: false,
+                local: known.local && known.ips_by.as_ref() == Some(&agent.name),
             });
         }
     }
@@ -199,18 +201,19 @@ mod tests {
             BTreeSet::from([Behind { mac: mac(4), ips: vec!["198.51.100.4/24".parse().unwrap()] }]);
         let own = ip("192.0.2.1");
         let first = entries(&known, &local, Some(own), None);
-        let row = |last: u8, vtep: IpAddr, fresh| Imported {
+        let row = |last: u8, vtep: IpAddr, fresh, local| Imported {
             mac: mac(last),
             vtep,
             port: None,
             ips: vec![ip(&format!("198.51.100.{last}"))],
             fresh,
+            local,
         };
-        assert_eq!(first, [row(1, ip("192.0.2.2"), false), row(4, own, true)]);
+        assert_eq!(first, [row(1, ip("192.0.2.2"), false, false), row(4, own, true, true)]);
         let again = entries(&known, &local, Some(own), Some(&first));
-        assert_eq!(again, [row(1, ip("192.0.2.2"), false), row(4, own, false)]);
+        assert_eq!(again, [row(1, ip("192.0.2.2"), false, false), row(4, own, false, true)]);
         let news = entries(&known, &local, Some(own), Some(&[]));
-        assert_eq!(news, [row(1, ip("192.0.2.2"), true), row(4, own, true)]);
+        assert_eq!(news, [row(1, ip("192.0.2.2"), true, false), row(4, own, true, true)]);
     }
 
     #[test]

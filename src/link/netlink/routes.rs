@@ -29,12 +29,20 @@ impl Netlink {
     }
 
     /// Adds an address without duplicate address detection; one that the link has is no error.
-    pub(in crate::link) async fn address_add(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+    pub(in crate::link) async fn address_add(
+        &self,
+        link: &Link,
+        address: IpNet,
+    ) -> Result<(), Error> {
         self.address_add_with(link, address, AddressFlags::Nodad).await
     }
 
     /// As [`Netlink::address_add`], without the route that comes with an address.
-    pub(in crate::link) async fn address_add_bare(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+    pub(in crate::link) async fn address_add_bare(
+        &self,
+        link: &Link,
+        address: IpNet,
+    ) -> Result<(), Error> {
         let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
         self.address_add_with(link, address, flags).await
     }
@@ -75,7 +83,11 @@ impl Netlink {
     }
 
     /// Removes an address; one that is gone already is no error.
-    pub(in crate::link) async fn address_delete(&self, link: &Link, address: IpNet) -> Result<(), Error> {
+    pub(in crate::link) async fn address_delete(
+        &self,
+        link: &Link,
+        address: IpNet,
+    ) -> Result<(), Error> {
         let mut message = AddressMessage::default();
         message.header.index = link.index;
         message.header.prefix_len = address.prefix_len();
@@ -119,14 +131,21 @@ impl Netlink {
     }
 
     /// Adds a route.
-    pub(in crate::link) async fn route_add(&self, message: RouteMessage, text: &str) -> Result<(), Error> {
+    pub(in crate::link) async fn route_add(
+        &self,
+        message: RouteMessage,
+        text: &str,
+    ) -> Result<(), Error> {
         let doing = || format!("add route {text} in {}", self.namespace.label());
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         self.change(RouteNetlinkMessage::NewRoute(message), flags, &doing).await
     }
 
     /// All routes of one family.
-    pub(in crate::link) async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, Error> {
+    pub(in crate::link) async fn routes(
+        &self,
+        family: AddressFamily,
+    ) -> Result<Vec<RouteMessage>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         let answers = self.dump(RouteNetlinkMessage::GetRoute(message), "routes").await?;
