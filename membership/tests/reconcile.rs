@@ -464,6 +464,25 @@ fn static_vteps_are_flooded_to_and_make_the_network_learn() {
     assert_eq!(agent.tables().vteps_len(), 2);
 }
 
+/// Two networks name one address, each with its own port.
+#[test]
+fn a_static_address_is_reached_at_the_port_of_each_network() {
+    let mut agent = three();
+    for (name, vni, port) in [("n1", 4096, 4789), ("n2", 4097, 4790)] {
+        let mut record = network_record(name, vni);
+        record.udp_port = Some(port);
+        record.static_vteps = vec![StaticVtep::new(ip("203.0.113.9"))];
+        agent.put_network(record);
+        let deltas = agent.reconciler.activate(&agent.view, &network_id(name));
+        agent.write(&deltas);
+        let key = agent.reconciler.network_key(&network_id(name)).unwrap();
+        let tables = agent.tables();
+        let statics = tables.network(key).unwrap().static_vteps();
+        let ports: Vec<u16> = statics.iter().map(|key| tables.vtep(*key).unwrap().port).collect();
+        assert_eq!(ports, [port]);
+    }
+}
+
 #[test]
 fn swarm_networks_have_no_broadcast_and_no_df() {
     let mut agent = three();

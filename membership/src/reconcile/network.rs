@@ -278,10 +278,11 @@ impl Reconciler {
             out.push(Delta::PutNetwork { key: tables.key, network: params.clone() });
             tables.params = Some(params);
         }
+        let port = |vtep: &StaticVtep| port_of(record, vtep, self.defaults.udp_port);
         let vteps: Vec<(&StaticVtep, VtepKey)> = record
             .static_vteps
             .iter()
-            .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address)?)))
+            .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address, port(vtep))?)))
             .collect();
         tables.put_statics(&vteps, out);
         let changed = tables.routes.as_mut().is_some_and(|it| it.set_subnets(&record.subnets));
@@ -291,16 +292,16 @@ impl Reconciler {
         self.drop_statics(out);
     }
 
-    /// Puts the static VTEPs of all networks with tables. One address is one VTEP: the first
-    /// network that names it, by id, decides its port and MTU.
+    /// Puts the static VTEPs of all networks with tables. One address and port is one VTEP: the first
+    /// network that names it, by id, decides its MTU and checksum.
     pub(super) fn put_statics(&mut self, view: &View, out: &mut Vec<Delta>) {
         let mut seen = HashSet::new();
         for id in self.tables.keys() {
             let Some(item) = view.network(id) else { continue };
-            let port = item.record.udp_port.unwrap_or(self.defaults.udp_port);
             for vtep in &item.record.static_vteps {
-                if seen.insert(vtep.address) {
-                    self.vteps.put_static(vtep, vtep.port.unwrap_or(port), out);
+                let port = port_of(&item.record, vtep, self.defaults.udp_port);
+                if seen.insert((vtep.address, port)) {
+                    self.vteps.put_static(vtep, port, out);
                 }
             }
         }
@@ -463,6 +464,11 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// The port of a static VTEP.
+fn port_of(record: &NetworkRecord, vtep: &StaticVtep, default: u16) -> u16 {
+    vtep.port.or(record.udp_port).unwrap_or(default)
 }
 
 /// Where what is on a host is, for a network of this mode; `None` where it cannot be sent to.
