@@ -2,6 +2,7 @@
 //! device that floods nothing, read and entered by agents. With a device as Docker sets it up, and with
 //! Docker itself.
 
+mod notes;
 mod plugin;
 
 use std::sync::Arc;
@@ -49,6 +50,21 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("swarm::hosts_that_differ_come_to_rest", WITH_VXLAN, hosts_that_differ_come_to_rest);
     suite.test("swarm::many_entries_at_once", WITH_VXLAN, many_entries_at_once);
     suite.test("swarm::what_does_not_fit_is_refused", WITH_VXLAN, what_does_not_fit_is_refused);
+    for (name, test) in [
+        (
+            "swarm::notes::a_removed_network_is_given_up",
+            notes::a_removed_network_is_given_up as fn(),
+        ),
+        ("swarm::notes::a_device_is_followed_once", notes::a_device_is_followed_once),
+        ("swarm::notes::what_is_gone_is_not_kept", notes::what_is_gone_is_not_kept),
+        ("swarm::notes::nobody_says_what_nobody_follows", notes::nobody_says_what_nobody_follows),
+        (
+            "swarm::notes::imported_addresses_are_not_given_out",
+            notes::imported_addresses_are_not_given_out,
+        ),
+    ] {
+        suite.test(name, WITH_VXLAN, test);
+    }
     suite.test(
         "swarm::managed_plugin_and_service",
         WITH_DOCKER,
@@ -64,8 +80,14 @@ fn agents(lab: &Lab, hosts: usize) -> Vec<Agent> {
         lab.start_agent(host, spec)
     };
     let agents: Vec<Agent> = (1..=hosts).map(start).collect();
+    create(&agents[0]);
+    agents
+}
+
+/// The network that is like Docker's.
+fn create(agent: &Agent) {
     let (vni, port) = (SWARM_VNI.to_string(), THEIR_PORT.to_string());
-    agents[0].create_network(
+    agent.create_network(
         SWARM,
         &[
             "--subnet",
@@ -80,7 +102,6 @@ fn agents(lab: &Lab, hosts: usize) -> Vec<Agent> {
             "compat=swarm",
         ],
     );
-    agents
 }
 
 /// A device like that of Docker's overlay on a host, in a namespace of its own.

@@ -143,8 +143,7 @@ impl Api for Control {
         network: String,
         request: types::LinkKernel,
     ) -> Answer<Vec<types::KernelLink>> {
-        let record = self.0.network_record(&network).await?;
-        kernel::change(&self.0, &record, request).await
+        kernel::change(&self.0, &network, request).await
     }
 
     async fn namespace(&self, network: String) -> Answer<types::Namespace> {
