@@ -284,6 +284,44 @@ fn noted(path: &Path) -> Result<Vec<Note>, String> {
     }
 }
 
+/// What [`clean_up`] did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// The devices that entries of ours were removed from.
+    pub removed: Vec<String>,
+    /// What could not be done.
+    pub failed: Vec<String>,
+}
+
+/// Removes what an agent of this state directory, which must not run, has entered into devices that are
+/// there, and then its notes. What it imported goes from the store with the next start.
+pub async fn clean_up(state: &Path) -> Cleaned {
+    let mut cleaned = Cleaned::default();
+    let path = state.join(NOTES);
+    let notes = match noted(&path) {
+        Ok(notes) => notes,
+        Err(cause) => {
+            cleaned.failed.push(format!("{} cannot be read: {cause}", path.display()));
+            return cleaned;
+        }
+    };
+    for note in notes.into_iter().filter(|note| note.direction == KernelDirection::Export) {
+        let place = format!("{} in {}", note.dev, note.netns);
+        match follow::take_back(&Link::new(note)).await {
+            Ok(true) => cleaned.removed.push(format!("entries of endpoints from {place}")),
+            Ok(false) => {}
+            Err(trouble) => cleaned.failed.push(format!("{place}: {}", trouble.reason)),
+        }
+    }
+    if cleaned.failed.is_empty()
+        && let Err(err) = std::fs::remove_file(&path)
+        && err.kind() != std::io::ErrorKind::NotFound
+    {
+        cleaned.failed.push(format!("{}: {err}", path.display()));
+    }
+    cleaned
+}
+
 /// Follows the devices, for ever.
 pub async fn run(agent: Arc<Agent>) {
     tokio::join!(follow_all(&agent), forget_own(&agent));

@@ -155,6 +155,15 @@ pub(super) fn nobody_says_what_nobody_follows() {
     let stop = ["network", "vtep", "export", SWARM, "--netns", &sandbox.path(), "--stop"];
     let _ = agents[1].cli(&stop);
     assert!(!sandbox.entries().contains(&mac), "{}", sandbox.entries());
+    // And by --cleanup where it is followed.
+    link(&agents[1], &sandbox.path());
+    wait_entered(&sandbox, &c1);
+    agents[1].stop();
+    assert_eq!(agents[1].clean_up().code(), 0);
+    assert!(!sandbox.entries().contains(&mac), "{}", sandbox.entries());
+    assert_eq!(notes(&agents[1]), 0);
+    agents[1].start();
+    wait_gone(&agents[0], k1.mac());
 }
 
 /// What a device has is not given out, although it is in our part of the subnet.
