@@ -181,6 +181,8 @@ async fn stop(
     // What was entered once has no note.
     if request.direction == KernelDirection::Export && request.netns.is_some() {
         let link = Link::new(note(record, request)?);
+        // Not what another network has in a device of its own.
+        follow::check(agent, &link).await?;
         if follow::take_back(&link).await.map_err(|trouble| not_stopped(&link, trouble.reason))? {
             link.looked(agent, KernelState::Stopped, None);
             return Ok(vec![link.listed()]);
