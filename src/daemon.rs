@@ -45,7 +45,9 @@ use crate::agent::networks::Networks;
 use crate::agent::state::StateDir;
 use crate::agent::tables::Tables;
 use crate::agent::tasks::{self, SessionState, SessionView};
-use crate::agent::{Agent, JOURNAL, Parts, SNAPSHOT, api, claims, paths, republish, routers};
+use crate::agent::{
+    Agent, JOURNAL, Parts, SNAPSHOT, api, claims, kernel, paths, republish, routers,
+};
 use crate::config::{self, Capability, Config, Effective, LogFormat};
 use crate::control::server;
 use crate::datapath::{self, Datapath};
@@ -141,6 +143,10 @@ pub fn clean_up(config: &Config, mut say: impl FnMut(&str)) -> Result<ExitCode, 
     for removed in &report.removed {
         say(&format!("removed {removed}"));
     }
+    let cleaned = runtime.block_on(kernel::clean_up(&config.state_dir));
+    for removed in &cleaned.removed {
+        say(&format!("removed {removed}"));
+    }
     let notes = state.attachments().0;
     for note in &notes {
         // The records go with the next start, or by garbage collection.
@@ -150,14 +156,14 @@ pub fn clean_up(config: &Config, mut say: impl FnMut(&str)) -> Result<ExitCode, 
             return Err(Failure::new("an attachment cannot be noted as gone", err));
         }
     }
-    if let Some(first) = report.failed.first() {
-        return Err(Failure::new(
-            format!("{} things could not be removed", report.failed.len()),
-            first,
-        )
-        .next("run it again once that is mended"));
+    let failed: Vec<String> =
+        report.failed.iter().map(ToString::to_string).chain(cleaned.failed).collect();
+    if let Some(first) = failed.first() {
+        return Err(Failure::new(format!("{} things could not be removed", failed.len()), first)
+            .next("run it again once that is mended"));
     }
-    say(&format!("{} things removed, {} attachments ended", report.removed.len(), notes.len()));
+    let removed = report.removed.len() + cleaned.removed.len();
+    say(&format!("{removed} things removed, {} attachments ended", notes.len()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -302,7 +308,7 @@ async fn serve(
     ended.spawn(crate::agent::underlay::follow(Arc::clone(&agent), Arc::clone(&session), host));
     ended.spawn(routers::keep(Arc::clone(&agent)));
     ended.spawn(paths::keep(Arc::clone(&agent)));
-    ended.spawn(crate::agent::kernel::run(Arc::clone(&agent)));
+    ended.spawn(kernel::run(Arc::clone(&agent)));
     ended.spawn(reload::serve(Arc::clone(&agent), hangup, effective, read));
     let shown = embedded.and_then(EmbeddedStore::certificate);
     if let Some(keeper) = Keeper::of(&config, agent.admission.clone(), shown) {

@@ -20,7 +20,8 @@ use tracing::{Instrument, info, info_span};
 use crate::ipam::{self, ATTEMPTS, Allocation, Asker, Pool, Steps};
 use crate::key::{EndpointId, HostName, Key, NetworkId, Range};
 use crate::record::{
-    EndpointRecord, Extra, HostRecord, MacRecord, NetworkRecord, Stored, VERSION, now_seconds,
+    EndpointRecord, Extra, HostRecord, MacRecord, NetworkRecord, StaticVtep, Stored, VERSION,
+    now_seconds,
 };
 use crate::store::{self, Entry, Found, Store, conflict_pause};
 
@@ -37,6 +38,14 @@ pub enum Error {
         endpoint: EndpointId,
         /// Where it is.
         host: HostName,
+    },
+    /// The MAC is in use outside the store.
+    #[error("MAC {mac} is behind static VTEP {vtep} of the network: ask for another")]
+    MacBehindVtep {
+        /// The MAC.
+        mac: MacAddr,
+        /// The VTEP.
+        vtep: IpAddr,
     },
     /// Another endpoint of the network has this MAC.
     #[error("MAC {mac} is in use by endpoint {endpoint} on host {host}: ask for another")]
@@ -229,7 +238,8 @@ impl Attempt<'_> {
         let (store, spec, network) = (self.store, self.spec, &self.network.id);
         let endpoint_key = Key::Endpoint(network.clone(), self.id.clone());
         let mut reads = Pool::reads(store, network);
-        reads.push(store.read_key(&Key::Network(network.clone())));
+        let network_key = Key::Network(network.clone());
+        reads.push(store.read_key(&network_key));
         reads.push(store.read_key(&endpoint_key));
         let known_key = Key::KnownHost(self.host.clone());
         reads.push(store.read_key(&known_key));
@@ -245,9 +255,12 @@ impl Attempt<'_> {
         else {
             return Ok(None);
         };
-        if present.is_empty() {
+        let Some(present) = present.first() else {
             return Err(Error::NetworkGone(self.network.name.to_string()));
-        }
+        };
+        // What is behind static VTEPs changes while the network's record is kept here.
+        let present: Option<Found<NetworkRecord>> = Store::decode(&network_key, present).ok();
+        let newest = present.as_ref().map_or(self.network, |found| &found.record);
         if let Some(entry) = endpoint.first() {
             let there: Found<EndpointRecord> = Store::decode(&endpoint_key, entry)?;
             // The answer to our own earlier attempt was lost, its effect was not.
@@ -262,7 +275,7 @@ impl Attempt<'_> {
         let pool = Pool::parse(store, blocks, resting);
         let held = ipam::held(network, &spec.ips, addresses.iter())?;
         let asker = Asker {
-            network: self.network,
+            network: newest,
             host: self.host,
             endpoint: &self.id,
             adopt: spec.adopt.as_ref().or(spec.replaces.as_ref()),
@@ -288,8 +301,8 @@ impl Attempt<'_> {
             steps.then.push(store.delete(&replaced_key));
         }
         let allocations = asker.plan(store, &pool, &spec.ips, &held, number, &mut steps)?;
-        self.check_mac(&pool, &allocations, &mut steps)?;
-        self.write(&allocations, steps).await
+        self.check_mac(newest, &pool, &allocations, &mut steps)?;
+        self.write(newest, &allocations, steps).await
     }
 
     fn is_same(&self, there: &EndpointRecord) -> bool {
@@ -299,14 +312,21 @@ impl Attempt<'_> {
             && self.spec.mac.is_none_or(|mac| mac == there.mac)
     }
 
-    /// A MAC that was asked for must not be that of a reserved address.
+    /// A MAC that was asked for must not be that of a reserved address, or somebody's outside the store.
     fn check_mac(
         &self,
+        newest: &NetworkRecord,
         pool: &Pool,
         allocations: &[Allocation],
         steps: &mut Steps,
     ) -> Result<(), Error> {
         let Some(mac) = self.spec.mac else { return Ok(()) };
+        if self.spec.adopt.is_none()
+            && self.spec.replaces.is_none()
+            && let Some(vtep) = vtep_of(newest, mac)
+        {
+            return Err(Error::MacBehindVtep { mac, vtep });
+        }
         let Some(ip) = mac.to_ipv4().map(IpAddr::V4) else { return Ok(()) };
         if allocations.iter().any(|allocation| allocation.ip == ip) {
             return Ok(());
@@ -323,6 +343,7 @@ impl Attempt<'_> {
 
     async fn write(
         &mut self,
+        newest: &NetworkRecord,
         allocations: &[Allocation],
         mut steps: Steps,
     ) -> Result<Option<EndpointRecord>, Error> {
@@ -330,7 +351,7 @@ impl Attempt<'_> {
         let ips: Vec<IpAddr> = allocations.iter().map(|allocation| allocation.ip).collect();
         let mac = match self.spec.mac {
             Some(mac) => mac,
-            None => self.free_mac(&ips).await?,
+            None => self.free_mac(newest, &ips).await?,
         };
         let record = EndpointRecord {
             version: VERSION,
@@ -386,19 +407,27 @@ impl Attempt<'_> {
         Ok(self.store.absent(key))
     }
 
-    /// The default MAC, unless somebody asked for just that one: then a random one.
-    async fn free_mac(&self, ips: &[IpAddr]) -> Result<MacAddr, Error> {
+    /// The default MAC, unless somebody asked for just that one or has it behind a static VTEP: then a
+    /// random one.
+    async fn free_mac(&self, newest: &NetworkRecord, ips: &[IpAddr]) -> Result<MacAddr, Error> {
         let mac = default_mac(&self.network.id, &self.id, ips);
         let key = Key::Mac(self.network.id.clone(), mac);
-        Ok(match self.store.get::<MacRecord>(&key).await? {
-            Some(holder) if holder.record.endpoint != self.id => {
-                // Locally administered, and never one that belongs to an address.
-                let [_, a, b, c, d, e] = rand::random::<[u8; 6]>();
-                MacAddr([0x0a, a, b, c, d, e])
-            }
-            _ => mac,
+        let holder = self.store.get::<MacRecord>(&key).await?;
+        let is_held = holder.is_some_and(|holder| holder.record.endpoint != self.id);
+        Ok(if is_held || vtep_of(newest, mac).is_some() {
+            // Locally administered, and never one that belongs to an address.
+            let [_, a, b, c, d, e] = rand::random::<[u8; 6]>();
+            MacAddr([0x0a, a, b, c, d, e])
+        } else {
+            mac
         })
     }
+}
+
+/// The static VTEP that a MAC is known behind.
+fn vtep_of(network: &NetworkRecord, mac: MacAddr) -> Option<IpAddr> {
+    let is_there = |vtep: &&StaticVtep| vtep.known().any(|(known, _)| known == mac);
+    network.static_vteps.iter().find(is_there).map(|vtep| vtep.address)
 }
 
 fn decode_mac(key: &Key, entry: &Entry) -> Result<MacRecord, store::Error> {

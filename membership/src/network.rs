@@ -3,12 +3,14 @@
 mod check;
 mod domain;
 mod import;
+mod vtep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use encap::Vni;
 use etcd_client::{DeleteOptions, TxnOp};
+use fdb::Revision;
 use ipnet::IpNet;
 use tokio::time::sleep;
 use tracing::{Instrument, info, info_span};
@@ -18,15 +20,15 @@ use crate::ipam::ATTEMPTS;
 use crate::key::{Key, NetworkId, NetworkName, Range};
 use crate::record::{
     AddressRange, DockerRecord, EndpointRecord, Mode, NameRecord, NetworkOptions, NetworkRecord,
-    StaticVtep, VniRecord, VtepClaimRecord,
+    VniRecord,
 };
 use crate::store::{self, Found, Store, conflict_pause};
 
 pub use check::check;
-use check::check_vtep;
 pub(crate) use domain::enter;
 pub use domain::{FIRST_UDP_PORT, UDP_PORT_V4, UDP_PORT_V6, overlap, udp_ports};
 pub use import::{IMPORTED_MAX, Imported, import, is_imported};
+pub use vtep::{vtep_add, vtep_remove};
 
 /// The first VNI that is given out by itself; lower ones are for those who ask.
 pub const FIRST_VNI: u32 = 4096;
@@ -439,8 +441,17 @@ pub async fn list(store: &Store) -> Result<Vec<Found<NetworkRecord>>, Error> {
 pub async fn update(
     store: &Store,
     name_or_id: &str,
-    mut change: impl FnMut(&mut NetworkRecord) -> Result<(), Error>,
+    change: impl FnMut(&mut NetworkRecord) -> Result<(), Error>,
 ) -> Result<NetworkRecord, Error> {
+    update_at(store, name_or_id, change).await.map(|(record, _)| record)
+}
+
+/// As [`update`], with the revision of the store that has the change.
+async fn update_at(
+    store: &Store,
+    name_or_id: &str,
+    mut change: impl FnMut(&mut NetworkRecord) -> Result<(), Error>,
+) -> Result<(NetworkRecord, Revision), Error> {
     let mut tried = None;
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -450,14 +461,14 @@ pub async fn update(
         let before = found.record;
         // The answer to our own earlier attempt was lost, its effect was not.
         if tried.as_ref() == Some(&before) {
-            return Ok(before);
+            return Ok((before, Revision(found.mod_revision)));
         }
         let mut record = before.clone();
         change(&mut record)?;
         check_fixed(&before, &record)?;
         check(&record)?;
         if record == before {
-            return Ok(record);
+            return Ok((record, Revision(found.mod_revision)));
         }
         if gateway::is_routed(&record) && !gateway::is_routed(&before)
             || record.subnets != before.subnets
@@ -473,8 +484,9 @@ pub async fn update(
             when.push(turn.when(store));
             then.push(turn.then(store, &record)?);
         }
-        if store.txn(when, then, Vec::new()).await?.succeeded {
-            return Ok(record);
+        let outcome = store.txn(when, then, Vec::new()).await?;
+        if outcome.succeeded {
+            return Ok((record, Revision(outcome.revision)));
         }
         tried = Some(record);
     }
@@ -582,59 +594,4 @@ pub async fn remove(store: &Store, name_or_id: &str, force: bool) -> Result<Netw
         seen = Some(record);
     }
     Err(store::Error::Busy { what: "removal of a network", attempts: ATTEMPTS }.into())
-}
-
-/// Adds a static VTEP, or changes the one with its address: port, MTU and checksum are replaced,
-/// MACs are added, and one that is there already gets the new addresses.
-///
-/// # Errors
-///
-/// [`Error::VtepIsHost`] when a host advertises the address, [`Error::Vtep`], or as [`update`].
-pub async fn vtep_add(
-    store: &Store,
-    name_or_id: &str,
-    vtep: &StaticVtep,
-) -> Result<NetworkRecord, Error> {
-    check_vtep(vtep)?;
-    if let Some(claim) = store.get::<VtepClaimRecord>(&Key::VtepClaim(vtep.address)).await? {
-        let host = claim.record.host.to_string();
-        return Err(Error::VtepIsHost { address: vtep.address, host });
-    }
-    update(store, name_or_id, |record| {
-        let present = record.static_vteps.iter_mut().find(|other| other.address == vtep.address);
-        let Some(present) = present else {
-            record.static_vteps.push(vtep.clone());
-            return Ok(());
-        };
-        present.port = vtep.port;
-        present.mtu = vtep.mtu;
-        present.checksum = vtep.checksum;
-        for known in &vtep.macs {
-            present.macs.retain(|other| other.mac != known.mac);
-            present.macs.push(known.clone());
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// Removes a static VTEP.
-///
-/// # Errors
-///
-/// [`Error::VtepNotFound`], or as [`update`].
-pub async fn vtep_remove(
-    store: &Store,
-    name_or_id: &str,
-    address: IpAddr,
-) -> Result<NetworkRecord, Error> {
-    update(store, name_or_id, |record| {
-        let before = record.static_vteps.len();
-        record.static_vteps.retain(|vtep| vtep.address != address);
-        if record.static_vteps.len() == before {
-            return Err(Error::VtepNotFound { name: record.name.clone(), address });
-        }
-        Ok(())
-    })
-    .await
 }

@@ -191,6 +191,25 @@ async fn routed_networks_do_not_overlap(_: Backend, world: World) {
     assert_eq!(on("other").await.unwrap().options.nat_outgoing, Some(true));
 }
 
+/// A VTEP that was imported, then given by hand: whether it goes with the last import.
+async fn imported_by_hand(store: &Store, vtep: &StaticVtep) -> bool {
+    let address = ip("198.51.100.10");
+    let told = network::Imported {
+        mac: MacAddr([0, 0, 0x5e, 0, 0x53, 2]),
+        vtep: address,
+        port: None,
+        ips: Vec::new(),
+        fresh: true,
+        local: false,
+    };
+    let host = host("h1");
+    network::import(store, "web", &host, &[told], |_| true).await.unwrap();
+    network::vtep_add(store, "web", &StaticVtep { address, ..vtep.clone() }).await.unwrap();
+    let record = network::import(store, "web", &host, &[], |_| true).await.unwrap();
+    network::vtep_remove(store, "web", address).await.is_err()
+        || !record.static_vteps.iter().any(|vtep| vtep.address == address)
+}
+
 async fn static_vteps(_: Backend, world: World) {
     let store = world.store();
     network::create(&store, &spec("web", &["192.0.2.0/24"])).await.unwrap();
@@ -198,9 +217,12 @@ async fn static_vteps(_: Backend, world: World) {
     let mut vtep = StaticVtep::new(ip("198.51.100.9"));
     network::vtep_add(&store, "web", &vtep).await.unwrap();
     vtep.macs.push(StaticMac { mac, ips: vec![ip("192.0.2.9")] });
-    let record = network::vtep_add(&store, "web", &vtep).await.unwrap();
+    let (record, added) = network::vtep_add(&store, "web", &vtep).await.unwrap();
     assert_eq!(record.static_vteps, vec![vtep.clone()]);
-    let record = network::vtep_remove(&store, "web", vtep.address).await.unwrap();
+    let by_hand = imported_by_hand(&store, &vtep).await;
+    assert!(!by_hand, "what somebody wrote down is no import any more");
+    let (record, removed) = network::vtep_remove(&store, "web", vtep.address).await.unwrap();
+    assert!(removed > added, "{removed:?} is after {added:?}");
     assert!(record.static_vteps.is_empty());
     let again = network::vtep_remove(&store, "web", vtep.address).await.unwrap_err();
     assert!(matches!(again, network::Error::VtepNotFound { .. }), "{again}");

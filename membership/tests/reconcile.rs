@@ -464,6 +464,60 @@ fn static_vteps_are_flooded_to_and_make_the_network_learn() {
     assert_eq!(agent.tables().vteps_len(), 2);
 }
 
+/// What a device says late, or of an address that was given out twice, does not lead our own astray.
+#[test]
+fn what_an_endpoint_claims_is_no_import() {
+    let mut agent = three();
+    let mut record = network_record("n1", 4096);
+    let mut vtep = StaticVtep::new(ip("203.0.113.9"));
+    let known = |last: u8| ImportedMac {
+        ips: vec![ip(&format!("192.0.2.{last}"))],
+        by: vec![host("h3")],
+        ..ImportedMac::new(mac(last))
+    };
+    vtep.imported = vec![known(7), known(8)];
+    record.static_vteps = vec![vtep];
+    agent.put_network(record.clone());
+    assert_eq!(agent.place_of("n1", mac(7)).as_deref(), Some("203.0.113.9"));
+    // The one has the MAC, the other has the address.
+    agent.put_endpoint(endpoint_record("n1", "e7", "h2", mac(7), &[]));
+    agent.put_endpoint(endpoint_record("n1", "e8", "h2", mac(18), &["192.0.2.8"]));
+    agent.put_network(record);
+    let key = agent.reconciler.network_key(&network_id("n1")).unwrap();
+    assert_eq!(agent.place_of("n1", mac(7)).as_deref(), Some("h2"));
+    assert_eq!(agent.place_of("n1", mac(8)).as_deref(), Some("203.0.113.9"));
+    let tables = agent.tables();
+    let network = tables.network(key).unwrap();
+    assert!(network.neighbor(ip("192.0.2.7")).is_none());
+    assert_eq!(network.neighbor(ip("192.0.2.8")).unwrap().mac, mac(18));
+    // With the endpoints gone the device is believed again.
+    for id in ["e7", "e8"] {
+        agent.delete_endpoint("n1", id);
+    }
+    assert_eq!(agent.place_of("n1", mac(7)).as_deref(), Some("203.0.113.9"));
+    let tables = agent.tables();
+    assert_eq!(tables.network(key).unwrap().neighbor(ip("192.0.2.8")).unwrap().mac, mac(8));
+}
+
+/// Two networks name one address, each with its own port.
+#[test]
+fn a_static_address_is_reached_at_the_port_of_each_network() {
+    let mut agent = three();
+    for (name, vni, port) in [("n1", 4096, 4789), ("n2", 4097, 4790)] {
+        let mut record = network_record(name, vni);
+        record.udp_port = Some(port);
+        record.static_vteps = vec![StaticVtep::new(ip("203.0.113.9"))];
+        agent.put_network(record);
+        let deltas = agent.reconciler.activate(&agent.view, &network_id(name));
+        agent.write(&deltas);
+        let key = agent.reconciler.network_key(&network_id(name)).unwrap();
+        let tables = agent.tables();
+        let statics = tables.network(key).unwrap().static_vteps();
+        let ports: Vec<u16> = statics.iter().map(|key| tables.vtep(*key).unwrap().port).collect();
+        assert_eq!(ports, [port]);
+    }
+}
+
 #[test]
 fn swarm_networks_have_no_broadcast_and_no_df() {
     let mut agent = three();
@@ -489,7 +543,8 @@ fn swarm_networks_learn_nothing_and_have_the_overlays_mtu() {
     let mut vtep = StaticVtep::new(ip("203.0.113.9"));
     let (own, other) = (host("h2"), host("h3"));
     let by = vec![own, other];
-    vtep.imported = vec![ImportedMac { mac: mac(9), ips: vec![ip("192.0.2.9")], by }];
+    vtep.imported =
+        vec![ImportedMac { ips: vec![ip("192.0.2.9")], by, ..ImportedMac::new(mac(9)) }];
     record.static_vteps = vec![vtep];
     agent.put_network(record.clone());
     agent.put_endpoint(endpoint_record("n1", "mine", "own", mac(1), &[]));
@@ -674,7 +729,12 @@ impl Agent {
                 for last in statics.iter().collect::<BTreeSet<_>>() {
                     let mut vtep = StaticVtep::new(ip(&format!("203.0.113.{last}")));
                     let ips = vec![ip(&format!("192.0.2.{last}"))];
-                    vtep.macs = vec![StaticMac { mac: mac(*last), ips }];
+                    if *last == 3 {
+                        let known = ImportedMac { ips, ..ImportedMac::new(mac(*last)) };
+                        vtep.imported = vec![known];
+                    } else {
+                        vtep.macs = vec![StaticMac { mac: mac(*last), ips }];
+                    }
                     // Networks that disagree about a VTEP.
                     vtep.port = (*last == 2).then_some(8472 + *network as u16);
                     record.static_vteps.push(vtep);

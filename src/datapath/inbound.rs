@@ -285,9 +285,9 @@ impl Inbound {
     ) -> Result<(), DropReason> {
         let Passed { destination, source, network, vtep } = *passing;
         let params = tables.params();
-        if !tables.admits(vtep) {
+        let Some(vtep) = admitted(turn.snapshot, tables, vtep) else {
             return Err(DropReason::InVtepNotMember);
-        }
+        };
         if !source.is_unicast() {
             return Err(DropReason::InSourceInvalid);
         }
@@ -349,12 +349,26 @@ pub(super) fn same_host(snapshot: &Snapshot, one: VtepKey, other: VtepKey) -> bo
     one.address == other.address || one.host.is_some() && one.host == other.host
 }
 
+/// The VTEP that a frame comes from, where the network admits it. One address may be several static
+/// VTEPs, at the ports of several networks: the source tells the address only.
+fn admitted(snapshot: &Snapshot, tables: &NetworkTables, vtep: VtepKey) -> Option<VtepKey> {
+    if tables.admits(vtep) {
+        return Some(vtep);
+    }
+    at_address(snapshot, tables, snapshot.vtep(vtep)?.address)
+}
+
+/// The static VTEP of a network with this address.
+fn at_address(snapshot: &Snapshot, tables: &NetworkTables, address: IpAddr) -> Option<VtepKey> {
+    let same = |key: &&VtepKey| snapshot.vtep(**key).is_some_and(|it| it.address == address);
+    tables.static_vteps().iter().find(same).copied()
+}
+
 /// The VTEP that a MAC is learned behind: where a host's address has a static VTEP of this network
 /// too, only that one can have said something unknown, as a host's endpoints are in the store.
 fn teacher(snapshot: &Snapshot, tables: &NetworkTables, vtep: VtepKey) -> VtepKey {
     let Some(seen) = snapshot.vtep(vtep).filter(|seen| seen.host.is_some()) else { return vtep };
-    let same = |key: &&VtepKey| snapshot.vtep(**key).is_some_and(|it| it.address == seen.address);
-    tables.static_vteps().iter().find(same).copied().unwrap_or(vtep)
+    at_address(snapshot, tables, seen.address).unwrap_or(vtep)
 }
 
 /// Writes what the coalescer finishes to the port that its tag names.

@@ -57,6 +57,8 @@ pub struct Device {
     pub vni: u32,
     /// Its UDP port.
     pub port: u16,
+    /// Whether it sends over IPv6, where that can be told: it takes VTEPs of one family only.
+    pub ipv6: Option<bool>,
     /// Index of the bridge that it is a port of.
     pub bridge: Option<u32>,
 }
@@ -120,13 +122,23 @@ pub async fn read(netlink: &Netlink, name: &str) -> Result<Option<Known>, Error>
             }
         }
     }
+    let first = known.forwards.values().next();
+    known.device.ipv6 = known.device.ipv6.or_else(|| first.map(|it| it.vtep.is_ipv6()));
     Ok(Some(known))
+}
+
+/// Whether a link of that name is there and is no vxlan device.
+///
+/// # Errors
+/// See [`Netlink::links`].
+pub async fn is_another(netlink: &Netlink, name: &str) -> Result<bool, Error> {
+    Ok(netlink.link_message(name).await?.is_some() && device(netlink, name).await?.is_none())
 }
 
 async fn device(netlink: &Netlink, name: &str) -> Result<Option<Device>, Error> {
     let Some(message) = netlink.link_message(name).await? else { return Ok(None) };
     let (mut vni, mut port, mut is_vxlan) = (0, 0, false);
-    let mut bridge = None;
+    let (mut bridge, mut ipv6) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Controller(index) => bridge = Some(*index),
@@ -139,6 +151,12 @@ async fn device(netlink: &Netlink, name: &str) -> Result<Option<Device>, Error> 
                                 match setting {
                                     InfoVxlan::Id(id) => vni = *id,
                                     InfoVxlan::Port(number) => port = *number,
+                                    InfoVxlan::Local(_) | InfoVxlan::Group(_) => {
+                                        ipv6 = Some(false);
+                                    }
+                                    InfoVxlan::Local6(_) | InfoVxlan::Group6(_) => {
+                                        ipv6 = Some(true);
+                                    }
                                     _ => (),
                                 }
                             }
@@ -151,7 +169,7 @@ async fn device(netlink: &Netlink, name: &str) -> Result<Option<Device>, Error> 
         }
     }
     let index = message.header.index;
-    Ok(is_vxlan.then(|| Device { index, name: name.to_owned(), vni, port, bridge }))
+    Ok(is_vxlan.then(|| Device { index, name: name.to_owned(), vni, port, ipv6, bridge }))
 }
 
 fn address(bytes: &NeighbourAddress) -> Option<IpAddr> {
@@ -325,7 +343,9 @@ pub async fn ends(netlink: &Netlink, device: &Device) -> Result<BTreeSet<End>, E
 }
 
 /// Looks for `ends` in the namespaces that have files in `folder`, as Docker keeps its sandboxes and
-/// `ip netns` its namespaces. An interface counts when it has an address in one of `subnets`.
+/// `ip netns` its namespaces. An interface counts when it has an address in one of `subnets`. One with
+/// the length of a whole address is no address of a container: Docker puts the virtual address of each
+/// service that way beside the one of its load balancer, on every host.
 pub async fn behind(
     bridge: &Netlink,
     ends: &BTreeSet<End>,
@@ -353,8 +373,7 @@ pub async fn behind(
             let mut ips: Vec<IpNet> = addresses
                 .iter()
                 .filter(|(index, net)| {
-                    *index == link.index
-                        && subnets.iter().any(|subnet| subnet.contains(&net.addr()))
+                    *index == link.index && subnets.iter().any(|subnet| is_of(subnet, net))
                 })
                 .map(|(_, net)| *net)
                 .collect();
@@ -365,6 +384,12 @@ pub async fn behind(
         }
     }
     found
+}
+
+/// Whether an interface with this address is in the subnet.
+fn is_of(subnet: &IpNet, net: &IpNet) -> bool {
+    let is_alias = net.prefix_len() == net.max_prefix_len();
+    subnet.contains(&net.addr()) && (!is_alias || subnet.prefix_len() == net.prefix_len())
 }
 
 // ===== changes =====
@@ -450,5 +475,22 @@ impl Monitor {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_address_is_none_of_a_larger_subnet() {
+        let is_of =
+            |subnet: &str, net: &str| is_of(&subnet.parse().unwrap(), &net.parse().unwrap());
+        assert!(is_of("198.51.100.0/24", "198.51.100.7/24"));
+        assert!(is_of("198.51.100.0/24", "198.51.100.7/25"));
+        assert!(!is_of("198.51.100.0/24", "198.51.100.7/32"));
+        assert!(!is_of("198.51.100.0/24", "203.0.113.7/24"));
+        assert!(is_of("198.51.100.7/32", "198.51.100.7/32"));
+        assert!(!is_of("2001:db8::/64", "2001:db8::7/128"));
     }
 }

@@ -2,12 +2,13 @@
 //! device that floods nothing, read and entered by agents. With a device as Docker sets it up, and with
 //! Docker itself.
 
+mod notes;
 mod plugin;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::traffic::{self, Tcp, Udp};
 use testkit::{
     Agent, Cap, Capture, Container, Docker, Family, Host, Lab, Netns, Store, Suite, Underlay,
@@ -46,8 +47,24 @@ const SOON: Duration = Duration::from_secs(30);
 pub(crate) fn register(suite: &mut Suite) {
     suite.test("swarm::kernel_device_both_ways", WITH_CAPTURE, kernel_device_both_ways);
     suite.test("swarm::follows_over_restarts", WITH_VXLAN, follows_over_restarts);
+    suite.test("swarm::hosts_that_differ_come_to_rest", WITH_VXLAN, hosts_that_differ_come_to_rest);
     suite.test("swarm::many_entries_at_once", WITH_VXLAN, many_entries_at_once);
     suite.test("swarm::what_does_not_fit_is_refused", WITH_VXLAN, what_does_not_fit_is_refused);
+    for (name, test) in [
+        (
+            "swarm::notes::a_removed_network_is_given_up",
+            notes::a_removed_network_is_given_up as fn(),
+        ),
+        ("swarm::notes::a_device_is_followed_once", notes::a_device_is_followed_once),
+        ("swarm::notes::what_is_gone_is_not_kept", notes::what_is_gone_is_not_kept),
+        ("swarm::notes::nobody_says_what_nobody_follows", notes::nobody_says_what_nobody_follows),
+        (
+            "swarm::notes::imported_addresses_are_not_given_out",
+            notes::imported_addresses_are_not_given_out,
+        ),
+    ] {
+        suite.test(name, WITH_VXLAN, test);
+    }
     suite.test(
         "swarm::managed_plugin_and_service",
         WITH_DOCKER,
@@ -63,8 +80,14 @@ fn agents(lab: &Lab, hosts: usize) -> Vec<Agent> {
         lab.start_agent(host, spec)
     };
     let agents: Vec<Agent> = (1..=hosts).map(start).collect();
+    create(&agents[0]);
+    agents
+}
+
+/// The network that is like Docker's.
+fn create(agent: &Agent) {
     let (vni, port) = (SWARM_VNI.to_string(), THEIR_PORT.to_string());
-    agents[0].create_network(
+    agent.create_network(
         SWARM,
         &[
             "--subnet",
@@ -79,7 +102,6 @@ fn agents(lab: &Lab, hosts: usize) -> Vec<Agent> {
             "compat=swarm",
         ],
     );
-    agents
 }
 
 /// A device like that of Docker's overlay on a host, in a namespace of its own.
@@ -361,6 +383,47 @@ fn follows_over_restarts() {
     assert!(imported(&agents[0], k1.mac()).is_some());
     wait_until("its lease ends", SOON, || forget().status.success().then_some(()));
     wait_gone(&agents[0], k1.mac());
+}
+
+/// Docker puts the virtual address of a service beside that of its load balancer on every host, and
+/// devices may know a MAC without its address: hosts that differ do not correct each other for ever.
+fn hosts_that_differ_come_to_rest() {
+    let lab = Lab::with_hosts(3).build();
+    let sandboxes: Vec<Sandbox> =
+        [1, 2].map(|host| Sandbox::new(&lab, lab.host(host), &format!("ov{host}"))).into();
+    let k1 = sandboxes[0].container(&lab, "k1", "203.0.113.11/24");
+    let k2 = sandboxes[1].container(&lab, "k2", "203.0.113.12/24");
+    k1.netns().ip(&format!("addr add 203.0.113.99/32 dev {}", k1.ifname()));
+    k1.netns().ip(&format!("addr add 203.0.113.21/24 dev {}", k1.ifname()));
+    sandboxes[1].knows(&k1, lab.host(1));
+    let (mac, vtep) = (mac_text(k2.mac()), lab.host(2).address(Family::V4));
+    sandboxes[0].netns.bridge(&format!("fdb replace {mac} dev vxlan0 dst {vtep} self permanent"));
+    let agents = agents(&lab, 3);
+    for (agent, sandbox) in agents.iter().zip(&sandboxes) {
+        link(agent, &sandbox.path());
+    }
+    let _c3 = agents[2].container(&lab, SWARM, "c3", &[]);
+    let listed = || agents[2].json(&["network", "vtep", "ls", SWARM]);
+    let told = |listed: &Value, mac: [u8; 6]| -> Option<Value> {
+        let known = listed.as_array()?.iter().flat_map(|vtep| vtep["imported"].as_array());
+        known.flatten().find(|known| known["mac"] == mac_text(mac).as_str()).cloned()
+    };
+    wait_until("both hosts say both", SOON, || {
+        let listed = listed();
+        [k1.mac(), k2.mac()]
+            .iter()
+            .all(|mac| told(&listed, *mac).is_some_and(|it| it["by"] == json!(["h1", "h2"])))
+            .then_some(())
+    });
+    // Each round, both agents have seen the store change.
+    let before = listed();
+    assert_eq!(told(&before, k1.mac()).unwrap()["ips"], json!(["203.0.113.11", "203.0.113.21"]));
+    assert_eq!(told(&before, k2.mac()).unwrap()["ips"], json!(["203.0.113.12"]));
+    for round in 0..5 {
+        let container = agents[2].container(&lab, SWARM, &format!("r{round}"), &[]);
+        sandboxes.iter().for_each(|sandbox| wait_entered(sandbox, &container));
+    }
+    assert_eq!(listed()[0]["revision"], before[0]["revision"], "the record stands still");
 }
 
 fn many_entries_at_once() {

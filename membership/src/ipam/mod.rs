@@ -41,6 +41,15 @@ pub(crate) const ATTEMPTS: u32 = 64;
 /// Why there is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// The address is in use outside the store.
+    #[error(
+        "address {ip} is behind a static VTEP of the network: choose another, or leave it out; \
+         `skybridge network vtep ls` shows what is known there"
+    )]
+    BehindVtep {
+        /// The address.
+        ip: IpAddr,
+    },
     /// The address is network, broadcast or gateway address.
     #[error("address {ip} cannot be given to an endpoint: it is {what} of {subnet}")]
     Excluded {
@@ -238,7 +247,9 @@ impl Asker<'_> {
     /// The place of an address that may be given to this endpoint because its host reserved it.
     fn reserved_block(&self, pool: &Pool, ip: IpAddr) -> Option<(Allocation, u32)> {
         let subnet = self.network.subnet_of(ip)?;
-        if plan::excluded(self.network, subnet, ip).is_some() {
+        if plan::excluded(self.network, subnet, ip).is_some()
+            || plan::is_behind_vtep(self.network, ip)
+        {
             return None;
         }
         let (block, offset) = plan::block_of(subnet, ip);
@@ -289,6 +300,9 @@ impl Asker<'_> {
             steps.when.push(store.unchanged(&key, held.mod_revision));
             steps.then.push(store.put(&key, &self.address(held.record.block), 0)?);
             return Ok(allocation);
+        }
+        if plan::is_behind_vtep(self.network, ip) {
+            return Err(Error::BehindVtep { ip });
         }
         if let Some(error) = pool.bad.get(&cidr) {
             return Err(store::Error::Record(error.clone()).into());

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::key::HostName;
-use crate::record::{BlockRecord, NetworkRecord};
+use crate::record::{BlockRecord, NetworkRecord, StaticVtep};
 
 /// Longest addresses: bits of the family.
 const fn bits(net: IpNet) -> u8 {
@@ -85,6 +85,13 @@ pub fn excluded(network: &NetworkRecord, subnet: IpNet, ip: IpAddr) -> Option<&'
     network.exclude.iter().any(|range| range.contains(ip)).then_some("an excluded address")
 }
 
+/// Whether an address is known behind a static VTEP, by hand or from a kernel device.
+#[must_use]
+pub fn is_behind_vtep(network: &NetworkRecord, ip: IpAddr) -> bool {
+    let mut known = network.static_vteps.iter().flat_map(StaticVtep::known);
+    known.any(|(_, ips)| ips.contains(&ip))
+}
+
 /// How many addresses of a subnet can be given out; saturates for an IPv6 /0.
 #[must_use]
 pub fn capacity(network: &NetworkRecord, subnet: IpNet) -> u128 {
@@ -120,6 +127,8 @@ pub struct Scene<'a> {
     blocks: BTreeMap<IpNet, &'a BlockRecord>,
     barred: BTreeSet<IpNet>,
     resting: &'a BTreeSet<IpAddr>,
+    /// What is known behind static VTEPs.
+    behind: BTreeSet<IpAddr>,
 }
 
 impl<'a> Scene<'a> {
@@ -133,7 +142,9 @@ impl<'a> Scene<'a> {
         let len = block_len(subnet);
         let blocks =
             blocks.filter(|(cidr, _)| cidr.prefix_len() == len && subnet.contains(cidr)).collect();
-        Self { network, subnet, blocks, barred: BTreeSet::new(), resting }
+        let known = network.static_vteps.iter().flat_map(StaticVtep::known);
+        let behind = known.flat_map(|(_, ips)| ips).copied().collect();
+        Self { network, subnet, blocks, barred: BTreeSet::new(), resting, behind }
     }
 
     /// Nothing is taken from these blocks.
@@ -234,6 +245,7 @@ impl<'a> Scene<'a> {
             !allocated.contains(*offset)
                 && excluded(self.network, self.subnet, ip).is_none()
                 && !self.resting.contains(&ip)
+                && !self.behind.contains(&ip)
         })
     }
 }
@@ -250,6 +262,7 @@ fn pick(from: &[(IpNet, u32)]) -> Option<(IpNet, u32)> {
 mod tests {
     use super::*;
     use crate::key::{NetworkId, NetworkName};
+    use crate::record::{ImportedMac, StaticMac};
 
     fn network(subnet: &str) -> NetworkRecord {
         let name = NetworkName::new("web").unwrap();
@@ -312,6 +325,25 @@ mod tests {
         assert_eq!(what("192.0.2.21"), None);
         // The gateway lies within the range and counts once.
         assert_eq!(capacity(&network, network.subnets[0]), 254 - 13);
+    }
+
+    #[test]
+    fn what_is_behind_a_static_vtep_is_not_given_out() {
+        let mut network = network("192.0.2.0/29");
+        let mut vtep = StaticVtep::new("198.51.100.9".parse().unwrap());
+        let mac = |last| encap::MacAddr([0, 0, 0x5e, 0, 0x53, last]);
+        let ips = vec!["192.0.2.1".parse().unwrap()];
+        vtep.macs.push(StaticMac { mac: mac(1), ips });
+        let ips = vec!["192.0.2.2".parse().unwrap()];
+        vtep.imported.push(ImportedMac { ips, ..ImportedMac::new(mac(2)) });
+        network.static_vteps.push(vtep);
+        let resting = BTreeSet::new();
+        let scene = Scene::new(&network, network.subnets[0], std::iter::empty(), &resting);
+        let host = HostName::new("h1").unwrap();
+        let (block, offset) = scene.choose(&host, 0).unwrap();
+        assert_eq!(address(block, offset), "192.0.2.3".parse::<IpAddr>().unwrap());
+        let (block, offset) = scene.reservable(&host, &BTreeSet::new()).unwrap();
+        assert_eq!(address(block, offset), "192.0.2.3".parse::<IpAddr>().unwrap());
     }
 
     #[test]

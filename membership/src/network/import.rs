@@ -14,7 +14,13 @@
 //! address is at different VTEPs, the newer word counts: a `fresh` entry replaces what others said,
 //! and an old one does not come back while the newer one stands. What somebody wrote down by hand is
 //! neither changed nor repeated. The word of a host that the store no longer knows counts no more.
+//!
+//! Hosts that agree on the VTEP may know different addresses of a MAC. Those of one host count, and
+//! which one that is follows from what all say and not from who spoke last, or two hosts would correct
+//! each other without end: the host on whose own side it is, else one that knows any address, else the
+//! first by name.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -41,6 +47,8 @@ pub struct Imported {
     pub ips: Vec<IpAddr>,
     /// Whether it was not known here before, so that it beats what others said.
     pub fresh: bool,
+    /// Whether it is on the host's own side of the device.
+    pub local: bool,
 }
 
 /// Makes what `host` says of a network exactly `entries`. `is_known` tells which hosts the store still
@@ -101,6 +109,10 @@ pub(super) fn merge(
             // What is no longer said goes first, so that it contradicts nothing.
             let still = wanted.contains_key(&place);
             known.by.retain(|other| if other == host { still } else { is_known(other) });
+            if known.ips_by.as_ref().is_some_and(|told| !known.by.contains(told)) {
+                known.ips_by = None;
+                known.local = false;
+            }
             if !known.by.is_empty() && !by_hand.contains(&known.mac) {
                 said.put(place, known);
             }
@@ -177,11 +189,21 @@ impl Said {
         for other in against {
             self.remove(other);
         }
-        let mut by = self.all.get(&place).map(|known| known.by.clone()).unwrap_or_default();
-        if let Err(at) = by.binary_search(host) {
-            by.insert(at, host.clone());
+        let known = self.all.get(&place).cloned();
+        let mut now = known.unwrap_or_else(|| ImportedMac::new(entry.mac));
+        if let Err(at) = now.by.binary_search(host) {
+            now.by.insert(at, host.clone());
         }
-        self.put(place, ImportedMac { mac: entry.mac, ips: entry.ips.clone(), by });
+        let rank = |local, ips: &[IpAddr], host| (local, !ips.is_empty(), Reverse(host));
+        let stays = now.ips_by.as_ref().is_some_and(|told| {
+            told != host && rank(now.local, &now.ips, told) > rank(entry.local, &entry.ips, host)
+        });
+        if !stays {
+            now.ips.clone_from(&entry.ips);
+            now.ips_by = Some(host.clone());
+            now.local = entry.local;
+        }
+        self.put(place, now);
     }
 }
 
@@ -205,7 +227,7 @@ mod tests {
 
     fn entry(last: u8, vtep: &str, fresh: bool) -> Imported {
         let ips = vec![ip(&format!("198.51.100.{last}"))];
-        Imported { mac: mac(last), vtep: ip(vtep), port: None, ips, fresh }
+        Imported { mac: mac(last), vtep: ip(vtep), port: None, ips, fresh, local: false }
     }
 
     fn record() -> NetworkRecord {
@@ -264,6 +286,42 @@ mod tests {
         assert_eq!(said(&net), [row(1, A, "h1")]);
     }
 
+    /// Two hosts that know different addresses of a MAC, told in turns until nobody has news.
+    #[test]
+    fn hosts_that_know_different_addresses_come_to_rest() {
+        let told = |ips: &[&str], local| Imported {
+            ips: ips.iter().map(|text| ip(text)).collect(),
+            local,
+            ..entry(1, B, false)
+        };
+        let none = told(&[], false);
+        let one = told(&["198.51.100.1"], false);
+        let both = told(&["198.51.100.1", "198.51.100.7"], false);
+        let side = told(&["198.51.100.9"], true);
+        let cases = [(&one, &both, &one), (&both, &one, &both), (&none, &one, &one)];
+        for (first, second, wanted) in cases.into_iter().chain([(&both, &side, &side)]) {
+            let words = [(host("h1"), first.clone()), (host("h2"), second.clone())];
+            for order in [[0, 1], [1, 0]] {
+                let mut net = record();
+                for at in order.into_iter().chain(order) {
+                    let (name, word) = &words[at];
+                    merge(&mut net, name, std::slice::from_ref(word), |_| true);
+                }
+                for (name, word) in &words {
+                    assert!(is_imported(&net, name, std::slice::from_ref(word), |_| true));
+                }
+                assert_eq!(net.static_vteps[0].imported[0].ips, wanted.ips);
+            }
+        }
+        // What the one told goes with its word.
+        let mut net = record();
+        merge(&mut net, &host("h2"), &[side], |_| true);
+        merge(&mut net, &host("h1"), std::slice::from_ref(&one), |_| true);
+        merge(&mut net, &host("h2"), &[], |_| true);
+        merge(&mut net, &host("h1"), std::slice::from_ref(&one), |_| true);
+        assert_eq!(net.static_vteps[0].imported[0].ips, one.ips);
+    }
+
     #[test]
     fn what_was_written_down_by_hand_stays_as_it_is() {
         let mut net = record();
@@ -283,7 +341,7 @@ mod tests {
                 let [_, _, high, low] = n.to_be_bytes();
                 let mac = MacAddr([0, 0, 0x5e, 0, high, low]);
                 let ips = vec![IpAddr::from([198, 51, high, low])];
-                Imported { mac, vtep: ip(A), port: None, ips, fresh: true }
+                Imported { mac, vtep: ip(A), port: None, ips, fresh: true, local: false }
             })
             .collect();
         let mut net = record();

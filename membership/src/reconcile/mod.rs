@@ -309,7 +309,7 @@ impl Reconciler {
     pub fn host_of(&self, key: VtepKey) -> Option<&HostName> {
         match self.vteps.slot(key)? {
             Slot::Host { host, .. } | Slot::Ported { host, .. } => Some(host),
-            Slot::Static(_) => None,
+            Slot::Static(..) => None,
         }
     }
 

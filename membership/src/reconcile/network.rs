@@ -33,6 +33,8 @@ pub(super) struct Tables {
     neighbors: HashMap<IpAddr, (MacAddr, Place, Revision)>,
     static_macs: BTreeMap<MacAddr, VtepKey>,
     static_neighbors: BTreeMap<IpAddr, (MacAddr, VtepKey)>,
+    /// What was imported, whether it is in the tables or an endpoint has it.
+    imported: HashSet<Claim>,
     statics: Vec<VtepKey>,
     flood: Vec<VtepKey>,
     /// The endpoints that each host has here.
@@ -74,6 +76,7 @@ impl Tables {
             neighbors: HashMap::new(),
             static_macs: BTreeMap::new(),
             static_neighbors: BTreeMap::new(),
+            imported: HashSet::new(),
             statics: Vec::new(),
             flood: Vec::new(),
             members: BTreeMap::new(),
@@ -222,16 +225,33 @@ impl Tables {
     }
 
     /// Makes the static entries what they shall be. The first VTEP that names a MAC or an address
-    /// has it.
+    /// has it, what somebody wrote down before what was imported. What an endpoint of the store claims
+    /// is no import: its host knows, a device may be late.
     fn put_statics(&mut self, vteps: &[(&StaticVtep, VtepKey)], out: &mut Vec<Delta>) {
         let network = self.key;
         let mut macs = BTreeMap::new();
         let mut neighbors = BTreeMap::new();
         for (vtep, key) in vteps {
-            for (mac, ips) in vtep.known() {
-                macs.entry(mac).or_insert(*key);
+            for known in &vtep.macs {
+                macs.entry(known.mac).or_insert(*key);
+                for ip in &known.ips {
+                    neighbors.entry(*ip).or_insert((known.mac, *key));
+                }
+            }
+        }
+        self.imported.clear();
+        for (vtep, key) in vteps {
+            for known in &vtep.imported {
+                self.imported.insert(Claim::Mac(known.mac));
+                self.imported.extend(known.ips.iter().map(|ip| Claim::Ip(*ip)));
+                if self.claims.contains_key(&Claim::Mac(known.mac))
+                    || *macs.entry(known.mac).or_insert(*key) != *key
+                {
+                    continue;
+                }
+                let ips = known.ips.iter().filter(|ip| !self.claims.contains_key(&Claim::Ip(**ip)));
                 for ip in ips {
-                    neighbors.entry(*ip).or_insert((mac, *key));
+                    neighbors.entry(*ip).or_insert((known.mac, *key));
                 }
             }
         }
@@ -278,12 +298,8 @@ impl Reconciler {
             out.push(Delta::PutNetwork { key: tables.key, network: params.clone() });
             tables.params = Some(params);
         }
-        let vteps: Vec<(&StaticVtep, VtepKey)> = record
-            .static_vteps
-            .iter()
-            .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address)?)))
-            .collect();
-        tables.put_statics(&vteps, out);
+        self.refresh_statics(record, out);
+        let Some(tables) = self.tables.get_mut(&record.id) else { return };
         let changed = tables.routes.as_mut().is_some_and(|it| it.set_subnets(&record.subnets));
         let moved = if changed { tables.addresses() } else { Vec::new() };
         self.decide(&record.id, moved, out);
@@ -291,16 +307,46 @@ impl Reconciler {
         self.drop_statics(out);
     }
 
-    /// Puts the static VTEPs of all networks with tables. One address is one VTEP: the first
-    /// network that names it, by id, decides its port and MTU.
+    /// The static entries of a network with tables.
+    fn refresh_statics(&mut self, record: &NetworkRecord, out: &mut Vec<Delta>) {
+        let Some(tables) = self.tables.get_mut(&record.id) else { return };
+        let port = |vtep: &StaticVtep| port_of(record, vtep, self.defaults.udp_port);
+        let vteps: Vec<(&StaticVtep, VtepKey)> = record
+            .static_vteps
+            .iter()
+            .filter_map(|vtep| Some((vtep, self.vteps.static_key(vtep.address, port(vtep))?)))
+            .collect();
+        tables.put_statics(&vteps, out);
+    }
+
+    /// Decides what endpoints claim, and what of the imported entries that leaves.
+    fn claims_changed(
+        &mut self,
+        view: &View,
+        network: &NetworkId,
+        touched: impl IntoIterator<Item = Claim>,
+        out: &mut Vec<Delta>,
+    ) {
+        let touched: Vec<Claim> = touched.into_iter().collect();
+        let tables = self.tables.get(network);
+        let meets =
+            tables.is_some_and(|it| touched.iter().any(|claim| it.imported.contains(claim)));
+        self.decide(network, touched, out);
+        if meets && let Some(item) = view.network(network) {
+            self.refresh_statics(&item.record, out);
+        }
+    }
+
+    /// Puts the static VTEPs of all networks with tables. One address and port is one VTEP: the first
+    /// network that names it, by id, decides its MTU and checksum.
     pub(super) fn put_statics(&mut self, view: &View, out: &mut Vec<Delta>) {
         let mut seen = HashSet::new();
         for id in self.tables.keys() {
             let Some(item) = view.network(id) else { continue };
-            let port = item.record.udp_port.unwrap_or(self.defaults.udp_port);
             for vtep in &item.record.static_vteps {
-                if seen.insert(vtep.address) {
-                    self.vteps.put_static(vtep, vtep.port.unwrap_or(port), out);
+                let port = port_of(&item.record, vtep, self.defaults.udp_port);
+                if seen.insert((vtep.address, port)) {
+                    self.vteps.put_static(vtep, port, out);
                 }
             }
         }
@@ -372,7 +418,7 @@ impl Reconciler {
         for item in view.endpoints_of(network) {
             touched.extend(tables.note(&item.record.id, Some((&item.record, item.revision()))));
         }
-        self.decide(network, touched, out);
+        self.claims_changed(view, network, touched, out);
         self.refresh_flood(network, out);
     }
 
@@ -389,7 +435,7 @@ impl Reconciler {
         let touched =
             tables.note(endpoint, item.map(|item| (item.record.as_ref(), item.revision())));
         let members_changed = tables.members_changed;
-        self.decide(network, touched, out);
+        self.claims_changed(view, network, touched, out);
         if members_changed {
             self.refresh_flood(network, out);
         }
@@ -463,6 +509,11 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// The port of a static VTEP.
+fn port_of(record: &NetworkRecord, vtep: &StaticVtep, default: u16) -> u16 {
+    vtep.port.or(record.udp_port).unwrap_or(default)
 }
 
 /// Where what is on a host is, for a network of this mode; `None` where it cannot be sent to.

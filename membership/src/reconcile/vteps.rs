@@ -17,8 +17,8 @@ pub(super) enum Slot {
     Host { host: HostName, ipv6: bool, ordinal: u32 },
     /// The address that a host is reached at, at the port of a network that has one of its own.
     Ported { host: HostName, port: u16 },
-    /// A static VTEP.
-    Static(IpAddr),
+    /// A static VTEP. One address may be several, at the ports of several networks.
+    Static(IpAddr, u16),
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +169,7 @@ impl Vteps {
 
     /// Puts a static VTEP.
     pub(super) fn put_static(&mut self, vtep: &StaticVtep, port: u16, out: &mut Vec<Delta>) {
-        let key = self.key(Slot::Static(vtep.address));
+        let key = self.key(Slot::Static(vtep.address, port));
         let wanted = Vtep {
             address: vtep.address,
             port,
@@ -184,13 +184,13 @@ impl Vteps {
     }
 
     /// The slot of a static VTEP.
-    pub(super) fn static_key(&self, address: IpAddr) -> Option<VtepKey> {
-        self.keys.get(&Slot::Static(address)).copied()
+    pub(super) fn static_key(&self, address: IpAddr, port: u16) -> Option<VtepKey> {
+        self.keys.get(&Slot::Static(address, port)).copied()
     }
 
     /// The slots of static VTEPs.
     pub(super) fn statics(&self) -> Vec<VtepKey> {
-        let statics = self.keys.iter().filter(|(slot, _)| matches!(slot, Slot::Static(_)));
+        let statics = self.keys.iter().filter(|(slot, _)| matches!(slot, Slot::Static(..)));
         let mut keys: Vec<VtepKey> = statics.map(|(_, key)| *key).collect();
         keys.sort_unstable();
         keys

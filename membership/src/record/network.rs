@@ -537,6 +537,20 @@ pub struct ImportedMac {
     pub ips: Vec<IpAddr>,
     /// The hosts whose devices say so, sorted. The last one that no longer does removes it.
     pub by: Vec<HostName>,
+    /// Which of them told the addresses; `None` once that one has taken its word back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ips_by: Option<HostName>,
+    /// Whether it is on that host's own side, which knows best.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub local: bool,
+}
+
+impl ImportedMac {
+    /// A MAC without addresses that nobody has told of.
+    #[must_use]
+    pub const fn new(mac: MacAddr) -> Self {
+        Self { mac, ips: Vec::new(), by: Vec::new(), ips_by: None, local: false }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -7,7 +7,7 @@ mod status;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use fdb::{NetworkTables, Place, Snapshot};
+use fdb::{NetworkTables, Place, Revision, Snapshot};
 use ipnet::IpNet;
 use membership::network as records;
 use membership::record::{NetworkRecord, StaticMac, StaticVtep};
@@ -110,10 +110,10 @@ impl Api for Control {
             .into_iter()
             .map(|known| StaticMac { mac: known.mac, ips: known.ips })
             .collect();
-        let record = records::vtep_add(&agent.store, &network, &vtep)
+        let (record, revision) = records::vtep_add(&agent.store, &network, &vtep)
             .await
             .map_err(|err| network_error(&err))?;
-        wait_for_record(agent, &record).await?;
+        wait_for_revision(agent, revision).await?;
         network::static_vteps(agent, &record)
             .into_iter()
             .find(|listed| listed.address == vtep.address)
@@ -122,10 +122,10 @@ impl Api for Control {
 
     async fn remove_vtep(&self, network: String, address: IpAddr) -> Answer<()> {
         let agent = &self.0;
-        let record = records::vtep_remove(&agent.store, &network, address)
+        let (_, revision) = records::vtep_remove(&agent.store, &network, address)
             .await
             .map_err(|err| network_error(&err))?;
-        wait_for_record(agent, &record).await
+        wait_for_revision(agent, revision).await
     }
 
     async fn exported(&self, network: String) -> Answer<Vec<types::ExportedEntry>> {
@@ -143,8 +143,7 @@ impl Api for Control {
         network: String,
         request: types::LinkKernel,
     ) -> Answer<Vec<types::KernelLink>> {
-        let record = self.0.network_record(&network).await?;
-        kernel::change(&self.0, &record, request).await
+        kernel::change(&self.0, &network, request).await
     }
 
     async fn namespace(&self, network: String) -> Answer<types::Namespace> {
@@ -298,14 +297,7 @@ impl Control {
     }
 }
 
-/// Waits until this host's watch has told of what the store now has.
-async fn wait_for_record(agent: &Agent, record: &NetworkRecord) -> Answer<()> {
-    let id = record.id.clone();
-    let vteps = record.static_vteps.clone();
-    agent
-        .tables
-        .wait(ECHO_TIMEOUT, move |view| {
-            view.network(&id).is_some_and(|item| item.record.static_vteps == vteps)
-        })
-        .await
+/// Waits until this host's watch has told of what the store had at a revision.
+async fn wait_for_revision(agent: &Agent, revision: Revision) -> Answer<()> {
+    agent.tables.wait(ECHO_TIMEOUT, move |view| view.revision() >= revision).await
 }

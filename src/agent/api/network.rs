@@ -288,12 +288,17 @@ pub(super) fn static_vteps(agent: &Agent, record: &NetworkRecord) -> Vec<types::
         .static_vteps
         .iter()
         .map(|vtep| {
-            let key = snapshot.vtep_by_address(vtep.address);
+            let is_behind = |place: Place| match place {
+                Place::Local => false,
+                Place::Vtep(key) => {
+                    snapshot.vtep(key).is_some_and(|known| known.address == vtep.address)
+                }
+            };
             let learned = tables.map_or(0, |tables| {
                 tables
                     .macs()
                     .filter(|(_, entry)| entry.origin.kind() == OriginKind::Learned)
-                    .filter(|(_, entry)| key.is_some_and(|key| entry.place == Place::Vtep(key)))
+                    .filter(|(_, entry)| is_behind(entry.place))
                     .count()
             });
             types::StaticVtep {

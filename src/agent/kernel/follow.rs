@@ -1,14 +1,15 @@
 //! The task of one device: finds it, reads it, and makes things so, again and again.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use membership::network::{IMPORTED_MAX, Imported};
 use membership::record::NetworkRecord;
+use tokio::time::Instant;
 
-use super::{Link, export, import};
+use super::{Link, Read, export, import};
 use crate::agent::{Agent, link_error};
 use crate::control::types::{Error, ExportedEntry, KernelDirection, KernelState};
 use crate::link::vxlan::{self, Behind, End, Known, Monitor};
@@ -26,9 +27,9 @@ const SOON_MAX: u32 = 20;
 const FILES_MAX: usize = 4096;
 
 /// Why it does not go on for now.
-struct Trouble {
+pub(super) struct Trouble {
     state: KernelState,
-    reason: String,
+    pub(super) reason: String,
 }
 
 impl Trouble {
@@ -53,11 +54,24 @@ impl From<crate::link::Error> for Trouble {
     }
 }
 
+/// What a turn has to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// The records only.
+    Records,
+    /// What the device knows, and who its ports lead to where that is not known yet.
+    Device,
+    /// Who is on its side as well.
+    All,
+}
+
 /// The device, found.
 struct Found {
     path: PathBuf,
     netlink: Netlink,
     monitor: Monitor,
+    /// Whether the device sends over IPv6, where that can be told.
+    ipv6: Option<bool>,
     /// The other ends of its bridge's ports that have been looked for, and what was found.
     ends: BTreeSet<End>,
     local: BTreeSet<Behind>,
@@ -65,40 +79,77 @@ struct Found {
     told: Option<Vec<ExportedEntry>>,
 }
 
-/// Follows a device until it is stopped.
+/// Follows a device until it is stopped, or its network is gone.
 pub(super) async fn follow(agent: &Agent, link: &Link) {
+    let _running = link.running.lock().await;
     let mut stopped = link.stop.subscribe();
     let mut reached = agent.tables.reached();
     let mut found: Option<Found> = None;
     let mut soon = 0;
-    // Whether the kernel or time asks for a look, and not only the records.
-    let mut look = true;
-    loop {
-        let result = turn(agent, link, &mut found, look).await;
-        let unknown = found.as_ref().is_some_and(|at| at.local.len() < at.ends.len());
-        soon = if unknown { (soon + 1).min(SOON_MAX) } else { 0 };
-        let pause = match result {
-            Ok(()) => {
-                link.looked(agent, KernelState::Following, None);
-                if unknown && soon < SOON_MAX { SOON } else { LOOK }
-            }
+    let mut look = Look::All;
+    // Only a look at everything moves this: changes of the store or of the device, however many there
+    // are, do not put it off.
+    let mut due = Instant::now();
+    while !*stopped.borrow() {
+        let result = match is_over(agent, link) {
+            true => match end(agent, link).await {
+                Ok(()) => return,
+                Err(trouble) => Err(trouble),
+            },
+            false => turn(agent, link, &mut found, look).await,
+        };
+        match result {
+            Ok(()) => link.looked(agent, KernelState::Following, None),
             Err(trouble) => {
                 found = None;
                 link.looked(agent, trouble.state, Some(trouble.reason));
-                SOON
             }
-        };
-        tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => return,
-            () = told(found.as_ref()) => look = true,
-            Ok(()) = reached.changed() => look = found.is_none(),
-            () = tokio::time::sleep(pause) => look = true,
         }
+        let now = Instant::now();
+        if look == Look::All {
+            due = now + LOOK;
+        }
+        if let Some(at) = found.as_ref().filter(|_| look != Look::Records) {
+            let unknown = at.local.len() < at.ends.len();
+            soon = if unknown { (soon + 1).min(SOON_MAX) } else { 0 };
+            if unknown && soon < SOON_MAX {
+                due = due.min(now + SOON);
+            }
+        }
+        if found.is_none() {
+            due = now + SOON;
+        }
+        look = tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            () = told(found.as_ref()) => Look::Device,
+            Ok(()) = reached.changed() => Look::Records,
+            () = tokio::time::sleep_until(due) => Look::All,
+        };
         tokio::time::sleep(TOGETHER).await;
-        if *stopped.borrow() {
-            return;
+        if found.is_none() || Instant::now() >= due {
+            look = Look::All;
         }
     }
+}
+
+/// Whether the network was removed.
+fn is_over(agent: &Agent, link: &Link) -> bool {
+    agent.tables.is_complete() && agent.known_network(&link.note.network).is_none()
+}
+
+/// The network was removed: what was entered for it goes, and then the note.
+async fn end(agent: &Agent, link: &Link) -> Result<(), Trouble> {
+    if link.note.direction == KernelDirection::Export {
+        let _is_there = take_back(link).await?;
+    }
+    let forgotten = agent.kernel.change(|links| {
+        links.remove(&link.note);
+    });
+    forgotten.map_err(|err| Trouble::failed(err.to_string()))?;
+    link.looked(agent, KernelState::Stopped, None);
+    let network = &link.note.name;
+    tracing::info!(%network, "the network is gone, and its device is followed no more");
+    Ok(())
 }
 
 async fn told(found: Option<&Found>) {
@@ -113,31 +164,36 @@ async fn turn(
     agent: &Agent,
     link: &Link,
     found: &mut Option<Found>,
-    look: bool,
+    look: Look,
 ) -> Result<(), Trouble> {
     if !agent.tables.is_complete() {
         return Err(Trouble::waiting("the store's records are not known yet"));
     }
-    let gone = found.as_ref().is_some_and(|at| look && !is_still(at));
+    let gone = found.as_ref().is_some_and(|at| look != Look::Records && !is_still(at));
     if gone || found.is_none() {
         *found = None;
         match find(link).await {
             Ok(fresh) => *found = Some(fresh),
             Err(trouble) => {
-                left(agent, link).await?;
+                if trouble.state == KernelState::Waiting {
+                    left(agent, link).await?;
+                }
                 return Err(trouble);
             }
         }
     }
     let Some(at) = found.as_mut() else { return Err(Trouble::waiting("no device")) };
-    let record = agent.known_network(&link.note.network);
-    let entries = record.as_deref().map(|record| export::entries(agent, record));
+    let Some(record) = agent.known_network(&link.note.network) else {
+        return Err(Trouble::failed("the network is gone"));
+    };
     let is_export = link.note.direction == KernelDirection::Export;
-    if !look && is_export && at.told == entries {
-        return Ok(());
-    }
-    if !look && !is_export {
-        return push(agent, link).await;
+    if look == Look::Records {
+        if !is_export {
+            return push(agent, link).await;
+        }
+        if at.told.as_ref() == Some(&export::entries(agent, &record, at.ipv6)) {
+            return Ok(());
+        }
     }
     let known = match vxlan::read(&at.netlink, &link.note.dev).await? {
         Some(known) => known,
@@ -146,41 +202,50 @@ async fn turn(
             return Err(no_device(link, &at.path));
         }
     };
-    if let Some(record) = record.as_deref() {
-        fits(agent, record, &known)?;
-    }
+    fits(agent, &record, &known)?;
+    at.ipv6 = known.device.ipv6;
     if is_export {
-        let wanted = entries.clone().unwrap_or_default();
-        let conflicts = export::apply(&at.netlink, &known, &wanted).await?;
-        link.count(wanted.len(), conflicts);
-        at.told = entries;
-        return match record {
-            Some(_) => Ok(()),
-            None => Err(Trouble::failed("the network is gone")),
-        };
+        let entries = export::entries(agent, &record, at.ipv6);
+        let applied = export::apply(&at.netlink, &known, &entries).await;
+        link.count(applied.entered, applied.conflicts);
+        // What was refused is tried again at the next look.
+        at.told = applied.refused.is_none().then_some(entries);
+        return Ok(());
     }
-    let Some(record) = record else { return Err(Trouble::failed("the network is gone")) };
     let ends = vxlan::ends(&at.netlink, &known.device).await?;
-    if ends != at.ends || at.local.len() < ends.len() {
+    if look == Look::All || ends != at.ends || at.local.len() < ends.len() {
         at.local = match import::folder(&at.path) {
             Some(folder) => vxlan::behind(&at.netlink, &ends, folder, &record.subnets).await,
             None => BTreeSet::new(),
         };
         at.ends = ends;
     }
-    let own = link.note.vtep.or_else(|| agent.config.vteps.first().map(|vtep| vtep.advertise));
+    let own = own_vtep(agent, link, at.ipv6);
+    if own.is_none() && !at.local.is_empty() {
+        return Err(Trouble::failed(
+            "this host has no VTEP of the device's family: give the device's own with --vtep",
+        ));
+    }
     {
-        let mut said = link.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = import::entries(&known, &at.local, own, said.as_deref());
+        let mut read = link.read();
+        let before = read.as_ref().map(|read| read.entries.as_slice());
+        let fresh = import::entries(&known, &at.local, own, before);
         if fresh.len() > IMPORTED_MAX {
             return Err(Trouble::failed(format!(
                 "the device has {} entries, and the most is {IMPORTED_MAX}",
                 fresh.len()
             )));
         }
-        *said = Some(still_fresh(said.as_deref(), fresh));
+        let entries = still_fresh(before, fresh);
+        *read = Some(Read { entries, ..Read::default() });
     }
     push(agent, link).await
+}
+
+/// The device's own VTEP.
+fn own_vtep(agent: &Agent, link: &Link, ipv6: Option<bool>) -> Option<IpAddr> {
+    let mut vteps = agent.config.vteps.iter().map(|vtep| vtep.advertise);
+    link.note.vtep.or_else(|| vteps.find(|own| ipv6.is_none_or(|ipv6| own.is_ipv6() == ipv6)))
 }
 
 /// News that was not told yet stays news.
@@ -200,15 +265,8 @@ async fn push(agent: &Agent, link: &Link) -> Result<(), Trouble> {
     import::push(agent, &link.note.network).await.map_err(|err| Trouble::failed(err.to_string()))
 }
 
-/// The device is gone, and with it who was on its side; what it knew of others is kept.
 async fn left(agent: &Agent, link: &Link) -> Result<(), Trouble> {
-    let own = link.note.vtep.or_else(|| agent.config.vteps.first().map(|vtep| vtep.advertise));
-    {
-        let mut said = link.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(said) = said.as_mut() {
-            said.retain(|entry| Some(entry.vtep) != own);
-        }
-    }
+    import::keep(agent, link);
     push(agent, link).await
 }
 
@@ -233,18 +291,27 @@ async fn find(link: &Link) -> Result<Found, Trouble> {
             let monitor = Monitor::open(&namespace)?;
             let netlink = Netlink::open(&namespace)?;
             let known = vxlan::read(&netlink, &link.note.dev).await?;
-            Ok::<_, crate::link::Error>((monitor, netlink, known.is_some()))
+            let another = known.is_none() && vxlan::is_another(&netlink, &link.note.dev).await?;
+            Ok::<_, crate::link::Error>((monitor, netlink, known, another))
         };
         match opened.await {
-            Ok((monitor, netlink, true)) => {
+            Ok((monitor, netlink, Some(known), _)) => {
                 return Ok(Found {
                     path,
                     netlink,
                     monitor,
+                    ipv6: known.device.ipv6,
                     ends: BTreeSet::new(),
                     local: BTreeSet::new(),
                     told: None,
                 });
+            }
+            Ok((.., true)) => {
+                last = Trouble::failed(format!(
+                    "{} in {} is no vxlan device",
+                    link.note.dev,
+                    path.display()
+                ));
             }
             Ok(_) => last = no_device(link, &path),
             Err(err) => last = err.into(),
@@ -320,21 +387,27 @@ pub(super) async fn check(agent: &Agent, link: &Link) -> Result<(), Error> {
 /// Why that cannot be.
 pub(super) async fn once(agent: &Agent, link: &Link) -> Result<(), Error> {
     let mut found = None;
-    turn(agent, link, &mut found, true)
+    turn(agent, link, &mut found, Look::All)
         .await
         .map_err(|trouble| Error::conflict("the entries cannot be made").cause(trouble.reason))?;
     link.looked(agent, KernelState::Once, None);
     Ok(())
 }
 
-/// Removes what we have entered into a device; one that is gone has nothing.
-pub(super) async fn take_back(_agent: &Agent, link: &Link) {
-    let Ok(found) = find(link).await else { return };
-    let Ok(Some(known)) = vxlan::read(&found.netlink, &link.note.dev).await else { return };
-    if let Err(err) = export::apply(&found.netlink, &known, &[]).await {
-        tracing::warn!(%err, "entries of ours stay in {}", link.note.dev);
-    }
+/// Removes what we have entered into a device; whether it is there. One that is gone has nothing.
+pub(super) async fn take_back(link: &Link) -> Result<bool, Trouble> {
+    let found = match find(link).await {
+        Ok(found) => found,
+        Err(trouble) if trouble.state == KernelState::Waiting => return Ok(false),
+        Err(trouble) => return Err(trouble),
+    };
+    let Some(known) = vxlan::read(&found.netlink, &link.note.dev).await? else { return Ok(false) };
+    let applied = export::apply(&found.netlink, &known, &[]).await;
     link.count(0, Vec::new());
+    match applied.refused {
+        None => Ok(true),
+        Some(err) => Err(err.into()),
+    }
 }
 
 #[cfg(test)]

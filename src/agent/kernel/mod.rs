@@ -11,7 +11,11 @@
 //! for its namespace, opens it and makes things so: after every change that the kernel tells of, after
 //! every change of the network's records, and every few seconds, since a sandbox may be replaced by
 //! another one with the same name. Everything is compared with what is there and only the difference is
-//! written. A namespace or device that is gone is waited for, and what was read of it is kept.
+//! written. A namespace or device that is gone is waited for, and what was read of others is kept until
+//! a host that imports itself takes it back. With the network, its notes go.
+//!
+//! A device that shall not be followed any longer is given up in this order: its task ends, what was done
+//! is taken back, the note goes. Where that fails the note stays, and the device is followed on.
 //!
 //! The entries that this host's devices tell of a network are one set (`import`); the store's record
 //! names the host with each, so hosts that know the same do not take each other's word back.
@@ -19,34 +23,33 @@
 mod export;
 mod follow;
 mod import;
+mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use membership::key::{HostName, NetworkId};
-use membership::network as records;
+use encap::MacAddr;
+use membership::key::NetworkId;
 use membership::network::Imported;
 use membership::record::NetworkRecord;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Agent, network_error, state, state_error};
-use crate::control::types::{
-    Error, ExportedEntry, KernelAction, KernelDirection, KernelLink, KernelState, LinkKernel,
-};
+use super::{Agent, state, state_error};
+use crate::control::types::{Error, KernelDirection, KernelLink, KernelState};
+
+pub use request::{change, exported, links};
 
 /// The notes, in the state directory.
 const NOTES: &str = "kernel.json";
 /// Version of the notes.
 const VERSION: u32 = 1;
-/// Most devices that are followed.
-const LINKS_MAX: usize = 64;
-/// How long a command waits for the first look at a device.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// How soon what the store did not take is told again.
+const FORGET_AGAIN: Duration = Duration::from_secs(5);
 
 /// What is followed, as it is noted on disk.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -79,12 +82,24 @@ struct Shown {
     reason: Option<String>,
 }
 
+/// What was read of a device.
+#[derive(Clone, Debug, Default)]
+struct Read {
+    entries: Vec<Imported>,
+    /// The device is not there now, and this is what is left of an earlier look.
+    kept: bool,
+    /// Of what is kept, what the host that it is on has said too.
+    seconded: BTreeSet<(MacAddr, IpAddr)>,
+}
+
 /// A device that is followed.
 struct Link {
     note: Note,
     shown: Mutex<Shown>,
     /// What was read of it; `None` until it was.
-    found: Mutex<Option<Vec<Imported>>>,
+    read: Mutex<Option<Read>>,
+    /// Held while its task runs.
+    running: tokio::sync::Mutex<()>,
     /// Told each time it was looked at; `true` ends the task.
     looked: watch::Sender<u64>,
     stop: watch::Sender<bool>,
@@ -102,10 +117,25 @@ impl Link {
         Arc::new(Self {
             note,
             shown: Mutex::new(shown),
-            found: Mutex::default(),
+            read: Mutex::default(),
+            running: tokio::sync::Mutex::default(),
             looked: watch::Sender::new(0),
             stop: watch::Sender::new(false),
         })
+    }
+
+    fn read(&self) -> MutexGuard<'_, Option<Read>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Ends its task, which may be amid a look: what it does is over then.
+    async fn end(&self) {
+        self.stop.send_replace(true);
+        drop(self.running.lock().await);
     }
 
     fn show(&self) -> Shown {
@@ -114,7 +144,8 @@ impl Link {
 
     /// Notes how it is, and tells those who wait for it.
     fn looked(&self, agent: &Agent, state: KernelState, reason: Option<String>) {
-        let key = format!("kernel-{}-{}", self.note.direction, self.note.netns);
+        let Note { network, direction, netns, dev, .. } = &self.note;
+        let key = format!("kernel-{direction}-{network}-{netns}-{dev}");
         let changed = {
             let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
             let changed = shown.state != state;
@@ -174,6 +205,8 @@ impl Link {
 pub struct Kernel {
     path: PathBuf,
     links: Mutex<BTreeMap<Note, Arc<Link>>>,
+    /// Held while a request changes which devices are followed.
+    changing: tokio::sync::Mutex<()>,
     /// Told when there is a link whose task does not run yet.
     added: Notify,
     /// Why the notes could not be read.
@@ -185,21 +218,22 @@ impl Kernel {
     #[must_use]
     pub fn open(state: &Path) -> Self {
         let path = state.join(NOTES);
-        let (notes, unread) = match std::fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<Notes>(&bytes) {
-                Ok(notes) if notes.version <= VERSION + 1 => (notes.links, None),
-                Ok(notes) => (Vec::new(), Some(format!("it has version {}", notes.version))),
-                Err(err) => (Vec::new(), Some(err.to_string())),
-            },
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => (Vec::new(), None),
-            Err(err) => (Vec::new(), Some(err.to_string())),
+        let (notes, unread) = match noted(&path) {
+            Ok(notes) => (notes, None),
+            Err(cause) => (Vec::new(), Some(cause)),
         };
         let unread = unread.map(|cause| {
             let _ = std::fs::rename(&path, path.with_extension("bad"));
             format!("{} cannot be read and was set aside: {cause}", path.display())
         });
         let links = notes.into_iter().map(|note| (note.clone(), Link::new(note))).collect();
-        Self { path, links: Mutex::new(links), added: Notify::new(), unread }
+        Self {
+            path,
+            links: Mutex::new(links),
+            changing: tokio::sync::Mutex::default(),
+            added: Notify::new(),
+            unread,
+        }
     }
 
     fn all(&self) -> Vec<Arc<Link>> {
@@ -211,6 +245,17 @@ impl Kernel {
         let matches =
             |link: &Arc<Link>| link.note.network == *network && link.note.direction == direction;
         self.all().into_iter().filter(matches).collect()
+    }
+
+    /// Follows a device on that could not be given up.
+    fn resume(&self, link: &Link) {
+        let again = Link::new(link.note.clone());
+        (*again.read()).clone_from(&link.read());
+        {
+            let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.insert(link.note.clone(), again);
+        }
+        self.added.notify_one();
     }
 
     /// Changes the set and its file together.
@@ -226,17 +271,108 @@ impl Kernel {
     }
 }
 
+/// The notes of a file; one that is not there has none.
+fn noted(path: &Path) -> Result<Vec<Note>, String> {
+    let bytes = match std::fs::read(path) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.map_err(|err| err.to_string())?,
+    };
+    match serde_json::from_slice::<Notes>(&bytes) {
+        Ok(notes) if notes.version <= VERSION + 1 => Ok(notes.links),
+        Ok(notes) => Err(format!("it has version {}", notes.version)),
+        Err(err) => Err(err.to_string()),
+    }
+}
+
+/// What [`clean_up`] did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// The devices that entries of ours were removed from.
+    pub removed: Vec<String>,
+    /// What could not be done.
+    pub failed: Vec<String>,
+}
+
+/// Removes what an agent of this state directory, which must not run, has entered into devices that are
+/// there, and then its notes. What it imported goes from the store with the next start.
+pub async fn clean_up(state: &Path) -> Cleaned {
+    let mut cleaned = Cleaned::default();
+    let path = state.join(NOTES);
+    let notes = match noted(&path) {
+        Ok(notes) => notes,
+        Err(cause) => {
+            cleaned.failed.push(format!("{} cannot be read: {cause}", path.display()));
+            return cleaned;
+        }
+    };
+    for note in notes.into_iter().filter(|note| note.direction == KernelDirection::Export) {
+        let place = format!("{} in {}", note.dev, note.netns);
+        match follow::take_back(&Link::new(note)).await {
+            Ok(true) => cleaned.removed.push(format!("entries of endpoints from {place}")),
+            Ok(false) => {}
+            Err(trouble) => cleaned.failed.push(format!("{place}: {}", trouble.reason)),
+        }
+    }
+    if cleaned.failed.is_empty()
+        && let Err(err) = std::fs::remove_file(&path)
+        && err.kind() != std::io::ErrorKind::NotFound
+    {
+        cleaned.failed.push(format!("{}: {err}", path.display()));
+    }
+    cleaned
+}
+
 /// Follows the devices, for ever.
 pub async fn run(agent: Arc<Agent>) {
+    tokio::join!(follow_all(&agent), forget_own(&agent));
+}
+
+/// Takes back what this host said of networks that it imports nothing into: by a stop that the store was
+/// not told of, or with a state directory that is gone.
+async fn forget_own(agent: &Agent) {
+    // Notes that could not be read may be those of devices that are still there.
+    if agent.kernel.unread.is_some() {
+        return;
+    }
+    let mut reached = agent.tables.reached();
+    while !agent.tables.is_complete() {
+        if reached.changed().await.is_err() {
+            return;
+        }
+    }
+    loop {
+        let said: Vec<NetworkId> = agent.tables.view(|view| {
+            let is_said = |record: &NetworkRecord| {
+                let mut known = record.static_vteps.iter().flat_map(|vtep| &vtep.imported);
+                known.any(|known| known.by.contains(&agent.name))
+            };
+            let said = view.networks().filter(|item| is_said(&item.record));
+            said.map(|item| item.record.id.clone()).collect()
+        });
+        let mut failed = false;
+        for network in said {
+            let _changing = agent.kernel.changing.lock().await;
+            if agent.kernel.of(&network, KernelDirection::Import).is_empty() {
+                failed |= import::push(agent, &network).await.is_err();
+            }
+        }
+        if !failed {
+            return;
+        }
+        tokio::time::sleep(FORGET_AGAIN).await;
+    }
+}
+
+async fn follow_all(agent: &Arc<Agent>) {
     if let Some(text) = &agent.kernel.unread {
         agent.warn("kernel-notes", text.clone(), Some("export and import anew".to_owned()));
     }
     let mut tasks = JoinSet::new();
-    let mut running = std::collections::BTreeSet::new();
+    let mut running = BTreeSet::new();
     loop {
         for link in agent.kernel.all() {
-            if running.insert(link.note.clone()) {
-                let agent = Arc::clone(&agent);
+            if !link.is_stopped() && running.insert(link.note.clone()) {
+                let agent = Arc::clone(agent);
                 tasks.spawn(async move {
                     follow::follow(&agent, &link).await;
                     link.note.clone()
@@ -251,144 +387,4 @@ pub async fn run(agent: Arc<Agent>) {
             }
         }
     }
-}
-
-// ===== the API =====
-
-/// The devices that are followed for a network.
-pub fn links(agent: &Agent, record: &NetworkRecord) -> Vec<KernelLink> {
-    let ours = |link: &Arc<Link>| link.note.network == record.id;
-    agent.kernel.all().iter().filter(|link| ours(link)).map(|link| link.listed()).collect()
-}
-
-/// The endpoints of a network as a device is told of them.
-pub fn exported(agent: &Agent, record: &NetworkRecord) -> Vec<ExportedEntry> {
-    export::entries(agent, record)
-}
-
-/// Carries a request out.
-///
-/// # Errors
-/// What is wrong with it, or what the kernel or the store refused.
-pub async fn change(
-    agent: &Agent,
-    record: &NetworkRecord,
-    request: LinkKernel,
-) -> Result<Vec<KernelLink>, Error> {
-    match (request.action, request.direction) {
-        (KernelAction::Stop, _) => stop(agent, record, &request).await,
-        (_, KernelDirection::Unknown) => Err(Error::bad_request("no such direction")),
-        (KernelAction::Once, KernelDirection::Import) => {
-            Err(Error::bad_request("an import is always followed"))
-        }
-        (KernelAction::Once, _) => {
-            let link = Link::new(note(record, &request)?);
-            follow::once(agent, &link).await?;
-            Ok(vec![link.listed()])
-        }
-        (KernelAction::Follow, _) => start(agent, record, &request).await,
-    }
-}
-
-fn note(record: &NetworkRecord, request: &LinkKernel) -> Result<Note, Error> {
-    let netns = request.netns.clone().ok_or_else(|| {
-        Error::bad_request("no namespace is given").next_step("give it with --netns")
-    })?;
-    Ok(Note {
-        network: record.id.clone(),
-        direction: request.direction,
-        netns,
-        dev: request.dev.clone(),
-        vtep: request.vtep,
-        name: record.name.to_string(),
-    })
-}
-
-async fn start(
-    agent: &Agent,
-    record: &NetworkRecord,
-    request: &LinkKernel,
-) -> Result<Vec<KernelLink>, Error> {
-    let note = note(record, request)?;
-    if agent.kernel.all().len() >= LINKS_MAX {
-        return Err(Error::conflict(format!("{LINKS_MAX} devices are followed already"))
-            .next_step("stop one that is not needed: `--stop`"));
-    }
-    // Only what the kernel says now can be wrong: a sandbox that is not there yet is waited for.
-    let link = Link::new(note.clone());
-    follow::check(agent, &link).await?;
-    let mut looked = link.looked.subscribe();
-    let mut present = None;
-    agent.kernel.change(|links| {
-        present = Some(Arc::clone(links.entry(note).or_insert(link)));
-    })?;
-    agent.kernel.added.notify_one();
-    let Some(link) = present else { return Err(Error::internal("the device is not followed")) };
-    // One that was followed before has been looked at already, and this changes nothing of it.
-    let first =
-        async { while *looked.borrow_and_update() == 0 && looked.changed().await.is_ok() {} };
-    if *link.looked.borrow() == 0 {
-        let _ = tokio::time::timeout(FIRST_LOOK, first).await;
-    }
-    Ok(vec![link.listed()])
-}
-
-async fn stop(
-    agent: &Agent,
-    record: &NetworkRecord,
-    request: &LinkKernel,
-) -> Result<Vec<KernelLink>, Error> {
-    if let Some(host) = &request.host {
-        let host = HostName::new(host).map_err(|err| Error::bad_request(err.to_string()))?;
-        return forget_host(agent, record, &host).await;
-    }
-    let wanted = |link: &Arc<Link>| {
-        request
-            .netns
-            .as_ref()
-            .is_none_or(|netns| link.note.netns == *netns && link.note.dev == request.dev)
-    };
-    let links: Vec<Arc<Link>> =
-        agent.kernel.of(&record.id, request.direction).into_iter().filter(wanted).collect();
-    if links.is_empty() {
-        let direction = request.direction;
-        return Err(Error::not_found(format!(
-            "no {direction} of network {} is followed here that way",
-            record.name
-        ))
-        .next_step(format!("`skybridge network vtep ls {}` lists those that are", record.name)));
-    }
-    let mut stopped = Vec::new();
-    for link in links {
-        let note = link.note.clone();
-        agent.kernel.change(|links| {
-            links.remove(&note);
-        })?;
-        let _ = link.stop.send(true);
-        // What the device cannot be told any more went with it.
-        match request.direction {
-            KernelDirection::Export => follow::take_back(agent, &link).await,
-            _ => import::push(agent, &record.id).await?,
-        }
-        link.looked(agent, KernelState::Stopped, None);
-        stopped.push(link.listed());
-    }
-    Ok(stopped)
-}
-
-/// Takes out of a network what a host imported that is gone.
-async fn forget_host(
-    agent: &Agent,
-    record: &NetworkRecord,
-    host: &HostName,
-) -> Result<Vec<KernelLink>, Error> {
-    let present = agent.tables.view(|view| view.host(host).is_some_and(|host| host.is_present()));
-    if present {
-        return Err(Error::conflict(format!("host {host} is alive"))
-            .next_step("stop its import there, or it imports the same again"));
-    }
-    records::import(&agent.store, record.id.as_str(), host, &[], |_| true)
-        .await
-        .map_err(|err| network_error(&err))?;
-    Ok(Vec::new())
 }
