@@ -171,7 +171,7 @@ mod tests {
         first.put(&noted).unwrap();
         let second = Dockers::open(dir.path());
         assert_eq!(second.pending(), ["198.51.100.0/24", "192.0.2.0/24;vni=7"]);
-        assert_eq!(second.networks(&host), [noted.clone()]);
+        assert_eq!(second.networks(&host), vec![noted.clone()]);
         second.remove(&noted).unwrap();
         assert_eq!(Dockers::open(dir.path()).networks(&host), []);
     }
