@@ -17,7 +17,7 @@ use super::attention::Attention;
 use super::reserve;
 use super::state::{Attachment, Publication, Stage};
 use crate::control::types;
-use crate::driver::{attach, offline};
+use crate::driver::{attach, offline, presence};
 use crate::link;
 
 /// How often learned addresses are taken from the workers.
@@ -362,7 +362,7 @@ pub async fn restore_attachments(agent: &Agent, first: bool) -> bool {
             }
             // Nothing is missing but the store's word, or it was cut off.
             Stage::Detaching => take_down(agent, note).await,
-            Stage::Quarantined if attach::sandbox_is_gone(agent, &note).await => {
+            Stage::Quarantined if presence::sandbox_is_gone(agent, &note).await => {
                 take_down(agent, note).await;
             }
             // Docker goes on with it, or it is collected ([`crate::driver::docker`]).
@@ -445,7 +445,7 @@ async fn detach_gone(agent: &Arc<Agent>) {
         for note in gone {
             // Docker repeats a Join whose answer it has not heard, with an interface made anew.
             let same = agent.attachment(&note.endpoint).as_ref() == Some(&note);
-            if !same || !attach::port_is_gone(agent, &note).await {
+            if !same || !presence::port_is_gone(agent, &note).await {
                 continue;
             }
             tracing::info!(

@@ -35,16 +35,16 @@ use membership::key::{EndpointId, NetworkId};
 use membership::record::{EndpointRecord, NetworkRecord};
 use membership::watch::WatchStatus;
 
-use super::offline;
+use super::{offline, presence};
 use crate::agent::networks::LocalNetwork;
 use crate::agent::reserve::Taken;
 use crate::agent::routers;
 use crate::agent::state::{self, Attachment, Publication, Stage};
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
-use crate::link::endpoint::{Plug, adopt, plug, port, set_mtu, unplug, up};
+use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
+use crate::link::routed;
 use crate::link::{NetNs, NetNsRef, NetworkNs};
-use crate::link::{handover, routed};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -416,7 +416,7 @@ pub async fn restore(
         agent.networks.hold(network, &note.endpoint, &agent.tables, &agent.datapath).await?;
     routers::settle(agent, &local).await;
     let restored = async {
-        let Some(sandbox) = sandbox else { return restore_port(agent, note, &local).await };
+        let Some(sandbox) = sandbox else { return presence::take_over(agent, note, &local).await };
         let wanted = plug_of(note, network, &local, sandbox);
         let owner = agent.networks.owner();
         let failed = |err| link_error(&err);
@@ -437,27 +437,6 @@ pub async fn restore(
         let _ = release(agent, &network.id, &note.endpoint).await;
     }
     restored
-}
-
-/// Takes the port of Docker's endpoint over. It dies with its other end, so while it is there the
-/// container is.
-async fn restore_port(agent: &Agent, note: &Attachment, local: &LocalNetwork) -> Result<(), Error> {
-    let failed = |err| link_error(&err);
-    let (owner, mtu) = (agent.networks.owner(), u32::from(local.mtu()));
-    let isolated = local.is_switched();
-    let taken =
-        handover::take_over(&local.namespace, owner, &note.endpoint, note.mac, mtu, isolated);
-    if !taken.await.map_err(failed)? {
-        return Err(Error::not_found("the interface is gone, and Docker knows of no other one"));
-    }
-    agent.guard_port(local, note).await?;
-    // The MTU may have changed meanwhile. Whom we cannot reach keeps the one it has.
-    for place in [open_sandbox(&note.sandbox).ok(), NetNs::host().ok()].into_iter().flatten() {
-        if let Err(err) = set_mtu(&place, owner, &note.endpoint, mtu).await {
-            tracing::debug!(endpoint = %note.endpoint, %err, "the MTU cannot be looked at");
-        }
-    }
-    Ok(())
 }
 
 /// Removes the endpoint from the store and the note from the disk. False when the store could not
@@ -571,35 +550,6 @@ fn plug_of(
         mtu: u32::from(local.mtu()),
         gateways: note.gateways.clone(),
         isolated: local.is_switched(),
-    }
-}
-
-/// Whether the sandbox of an attachment is gone. Where this cannot be told it is not.
-pub async fn sandbox_is_gone(agent: &Agent, note: &Attachment) -> bool {
-    if note.docker.is_none() {
-        return open_sandbox(&note.sandbox).is_err_and(|err| err.is(types::ErrorCode::NotFound));
-    }
-    port_is_gone(agent, note).await
-}
-
-/// Whether an attachment has no port any more: it dies with the interface in the sandbox.
-pub async fn port_is_gone(agent: &Agent, note: &Attachment) -> bool {
-    let id = NetworkId::new(&note.network).ok();
-    let local = match &id {
-        Some(id) => agent.networks.get(id).await,
-        None => None,
-    };
-    let owner = agent.networks.owner();
-    let found = match &local {
-        Some(local) => port(&local.namespace, owner, &note.endpoint).await,
-        None => match NetworkNs::open(&agent.pin_of(&note.network)).await {
-            Ok(namespace) => port(&namespace, owner, &note.endpoint).await,
-            Err(err) => Err(err),
-        },
-    };
-    match found {
-        Ok(found) => found.is_none(),
-        Err(err) => link_error(&err).is(types::ErrorCode::NotFound),
     }
 }
 

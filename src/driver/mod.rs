@@ -3,3 +3,4 @@
 pub mod attach;
 pub mod docker;
 pub mod offline;
+pub mod presence;

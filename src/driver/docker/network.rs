@@ -312,6 +312,18 @@ impl Driver {
     ) -> Result<NetworkRecord, Error> {
         let name = &found.name;
         for pool in &asked.pools {
+            let v6 = |subnet: &IpNet| subnet.addr().is_ipv6();
+            let of_swarm =
+                self.scope == DockerScope::Global && !is_of_one_docker(asked.id.as_str());
+            if of_swarm && v6(&pool.prefix) && !found.subnets.iter().any(v6) {
+                return Err(Error::conflict(format!("network {name} has no IPv6 subnet"))
+                    .cause("a Swarm allocates a network before it tells of IPv6")
+                    .next_step(format!(
+                        "make it with `skybridge network create NAME --subnet IPV4 --subnet {}`, and \
+                         take it with `docker network create -o network=NAME`",
+                        pool.prefix
+                    )));
+            }
             check_subnet(found, pool.prefix).map_err(|err| {
                 // Nobody has written it, and the next time it would be another one.
                 if !asked.dockers_choice && pool.chosen.is_none() {

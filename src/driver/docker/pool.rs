@@ -16,13 +16,14 @@ use membership::key::{EndpointId, Key, NetworkId, NetworkName};
 use membership::record::{AddressRange, AddressRecord, NetworkRecord};
 use serde_json::json;
 
+use super::network::is_of_one_docker;
 use super::options::Which;
 use super::{Answer, Driver, types};
 use crate::agent::state::{Attachment, Stage};
 use crate::agent::{endpoint_error, network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
-use crate::driver::attach;
+use crate::driver::{attach, presence};
 
 /// What an address is wanted for, in the options of a request.
 const ADDRESS_TYPE: &str = "RequestAddressType";
@@ -318,6 +319,11 @@ impl Driver {
         let scoped = only(network, &[pool.prefix], pool.range.filter(|_| wanted.is_none()));
         let asked: Vec<IpAddr> = wanted.into_iter().collect();
         if let Some(ip) = wanted {
+            // Each leader of a Swarm asks for what the one before has given to containers.
+            if self.is_of_swarm(&network.id).await? && self.holder(&network.id, ip).await?.is_some()
+            {
+                return given(ip, pool.prefix);
+            }
             let before = self.early().get(&(network.id.clone(), ip)).copied();
             if before.is_some_and(|at| at.elapsed() < JUST) {
                 return Err(Error::conflict(format!("address {ip} is just given to a container"))
@@ -408,7 +414,7 @@ impl Driver {
     async fn is_dead(&self, note: &Attachment) -> bool {
         match note.stage {
             Stage::Detaching => true,
-            Stage::Attached | Stage::Quarantined => attach::port_is_gone(&self.agent, note).await,
+            Stage::Attached | Stage::Quarantined => presence::port_is_gone(&self.agent, note).await,
             Stage::Attaching | Stage::Reserved => false,
         }
     }
@@ -437,6 +443,16 @@ impl Driver {
         let is_meant = which.network.as_ref().is_none_or(|name| *name == network.name)
             && which.vni.is_none_or(|vni| vni == network.vni);
         Ok(Some(network).filter(|_| is_meant))
+    }
+
+    /// Whether a Swarm has a network, and nobody else's Docker.
+    async fn is_of_swarm(&self, network: &NetworkId) -> Result<bool, Error> {
+        if self.scope != DockerScope::Global {
+            return Ok(false);
+        }
+        let noted = self.noted().await?;
+        let mut ids = noted.iter().filter(|noted| noted.network == *network).map(|noted| &noted.id);
+        Ok(!ids.any(|id| is_of_one_docker(id.as_str())))
     }
 
     /// All networks as the store has them now.
