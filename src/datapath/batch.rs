@@ -242,7 +242,8 @@ impl SendQueue {
             count: 1,
             head: index,
             tail: index,
-            open: self.segments > 1,
+            // What the kernel may not cut is not joined by others either.
+            open: gso && self.segments > 1,
         });
     }
 

@@ -42,15 +42,15 @@ impl Heard {
         self.0.get(vtep.0 as usize)
     }
 
-    /// Notes a datagram of `vtep`. What is set is only read, so that workers do not fight for its
-    /// cache line.
+    /// Notes a datagram of `vtep`. What is set, or later by another worker's clock, is only read, so that
+    /// workers do not fight for its cache line.
     #[inline]
     pub fn mark(&self, vtep: VtepKey, now_ms: u64) {
         let Some(slot) = self.slot(vtep) else { return };
         if !slot.heard.load(Ordering::Relaxed) {
             slot.heard.store(true, Ordering::Relaxed);
         }
-        if slot.heard_ms.load(Ordering::Relaxed) != now_ms + 1 {
+        if slot.heard_ms.load(Ordering::Relaxed) <= now_ms {
             slot.heard_ms.store(now_ms + 1, Ordering::Relaxed);
         }
     }

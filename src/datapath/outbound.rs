@@ -298,13 +298,13 @@ impl Outbound {
         match self.send(turn, port, arena, &mut offer, vtep) {
             Ok(()) | Err(Refused::Malformed | Refused::Unknown) => Outcome::Done,
             Err(Refused::TooBig(max_frame)) => {
-                if !port.may_answer(turn.now_ms) {
-                    self.counters.answers_limited.add(1);
-                    return Outcome::Done;
-                }
                 let mtu = u16::try_from(max_frame.saturating_sub(ETHERNET_LEN)).unwrap_or(u16::MAX);
                 let frame = offer.bytes(arena);
                 match responder::too_big(frame, mtu, self.reply.as_mut_slice()) {
+                    Some(_) if !port.may_tell_size(turn.now_ms) => {
+                        self.counters.answers_limited.add(1);
+                        Outcome::Done
+                    }
                     Some(len) => {
                         self.counters.too_big_answers.add(1);
                         Outcome::Reply(len)

@@ -226,11 +226,11 @@ impl Outbound {
                     return outcome;
                 }
                 dropped(DropReason::OutTooBig);
-                if !port.may_answer(turn.now_ms) {
-                    self.counters.answers_limited.add(1);
-                    return Outcome::Done;
-                }
                 return match responder::packet_too_big(bytes, max, self.reply.as_mut_slice()) {
+                    Some(_) if !port.may_tell_size(turn.now_ms) => {
+                        self.counters.answers_limited.add(1);
+                        Outcome::Done
+                    }
                     Some(len) => {
                         self.counters.too_big_answers.add(1);
                         Outcome::Reply(len)
@@ -257,11 +257,11 @@ impl Outbound {
         packet: &[u8],
         why: Unreachable,
     ) -> Outcome {
-        if !port.may_answer(turn.now_ms) {
-            self.counters.answers_limited.add(1);
-            return Outcome::Done;
-        }
         match responder::unreachable(packet, why, self.reply.as_mut_slice()) {
+            Some(_) if !port.may_tell(turn.now_ms) => {
+                self.counters.answers_limited.add(1);
+                Outcome::Done
+            }
             Some(len) => {
                 self.counters.unreachable_answers.add(1);
                 Outcome::Reply(len)
@@ -282,8 +282,9 @@ fn fragment(
 ) -> Option<Outcome> {
     let fragments = Fragments::plan(packet, max.into())?;
     let count = fragments.count();
-    if !queue.has_room(count, fragments.most_bytes()) && !queue.is_empty() {
-        return Some(Outcome::Full);
+    if !queue.has_room(count, fragments.most_bytes()) {
+        // What no queue has room for is refused as a whole.
+        return if queue.is_empty() { None } else { Some(Outcome::Full) };
     }
     // Finishes the checksum. A super-packet is told of: its sender chose the size.
     let plan = segment::plan_on(Link::None, &offer.header, packet, usize::MAX);

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use socket2::SockRef;
+
 use super::batch::{MESSAGES_PER_CALL, PIECES_PER_CALL, Transmit};
 use super::path::Paths;
 use crate::sys::mmsg::{Message, Piece, SendBatch};
@@ -109,6 +111,8 @@ pub(super) fn learn_from(
     }
     if count == ERRORS_PER_CALL as u64 {
         counters.underlay_errors_left.add(1);
+        // The next one in the queue is the socket's pending error now, and would fail the next send.
+        let _ = SockRef::from(&socket).take_error();
     }
     count
 }

@@ -39,7 +39,7 @@ use super::inbound::{Deliver, Inbound};
 use super::outbound::{Outbound, Outcome, Turn};
 use super::packets_in::Source;
 use super::path::Paths;
-use super::port::{PortState, PortStats};
+use super::port::{Answers, PortState, PortStats};
 use super::pulse::Pulse;
 use super::transmit::{Underlay, learn_from};
 use crate::port::queue::Queue;
@@ -310,7 +310,7 @@ impl Worker {
             match command {
                 Command::AddPort { network, queue, stats, budget, local } => {
                     let link = queue.link();
-                    let answers = Budget::default();
+                    let answers = Answers::default();
                     let state = PortState { network, stats, budget, answers, local, link };
                     self.add_port(queue, state);
                 }

@@ -169,8 +169,9 @@ pub(super) async fn release(
     network: &NetworkId,
     endpoint: &str,
 ) -> Result<(), Error> {
+    let before = agent.networks.get(network).await;
     let released = agent.networks.release(network, endpoint, &agent.tables, &agent.datapath).await;
-    routers::released(agent, network).await;
+    routers::released(agent, network, before.as_ref()).await;
     released
 }
 

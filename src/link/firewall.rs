@@ -158,6 +158,13 @@ impl Rules {
                 rule("forward", format_args!("{back} {word} daddr {{ {set} }} {errors} accept"));
             }
         }
+        // The table of routes is one for all: what is not of a network does not get into it as it is.
+        for way in self.ways.iter().filter(|way| way.direct && !quoted.is_empty()) {
+            for (word, set) in way.sets() {
+                let into = format!("oifname {underlays} {word} daddr {{ {set} }}");
+                rule("forward", format_args!("{from} {into} counter drop"));
+            }
+        }
         for way in self.ways.iter().filter(|way| way.masquerade) {
             rule("forward", format_args!("iifname \"{}\" accept", way.uplink));
         }

@@ -30,7 +30,7 @@ use skybridge::datapath::learn::LearnQueue;
 use skybridge::datapath::outbound::{Outbound, Outcome, Turn};
 use skybridge::datapath::packets_in::Source;
 use skybridge::datapath::path::Paths;
-use skybridge::datapath::port::{PortState, PortStats};
+use skybridge::datapath::port::{Answers, PortState, PortStats};
 use skybridge::datapath::probe::Probes;
 use skybridge::sys::mmsg::{FURTHER, Message, Piece, Received, SLOT};
 use skybridge::telemetry::counters::{DropCounters, WorkerCounters};
@@ -372,7 +372,7 @@ impl Host {
             network: NETWORK,
             stats: Arc::new(PortStats::default()),
             budget: Arc::new(Budget::default()),
-            answers: Budget::default(),
+            answers: Answers::default(),
             local: false,
             link: Link::Ethernet,
         };

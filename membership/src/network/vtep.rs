@@ -16,7 +16,7 @@ use crate::store::Store;
 ///
 /// # Errors
 ///
-/// [`Error::VtepIsHost`] when a host advertises the address, [`Error::Vtep`], or as [`update`].
+/// [`Error::VtepIsHost`] when a host advertises the address, [`Error::Vtep`], or as [`super::update`].
 pub async fn vtep_add(
     store: &Store,
     name_or_id: &str,
@@ -51,7 +51,7 @@ pub async fn vtep_add(
 ///
 /// # Errors
 ///
-/// [`Error::VtepNotFound`], or as [`update`].
+/// [`Error::VtepNotFound`], or as [`super::update`].
 pub async fn vtep_remove(
     store: &Store,
     name_or_id: &str,

@@ -31,7 +31,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use encap::probe::{self, Hello, Way};
@@ -58,7 +58,7 @@ const RATE: u64 = 1_000;
 const GATHER: Millis = Millis(500);
 /// How often the interfaces of the VTEPs are looked at.
 const LOOK: Millis = Millis(2_000);
-/// How long after the start routes of an earlier run stay where nothing is known of their host.
+/// How long after hosts begin to be asked routes of an earlier run stay where nothing is known of theirs.
 const INHERITED: Millis = Millis(30_000);
 /// Direct hellos that one address of this host takes in at a turn: those of a thousand hosts.
 const HELLOS: usize = 1_024;
@@ -91,6 +91,8 @@ pub struct Paths {
     entries: Mutex<BTreeMap<HostName, Entry>>,
     /// What went directly when this agent started.
     inherited: Mutex<BTreeMap<NetworkId, BTreeSet<IpNet>>>,
+    /// When hosts began to be asked: what there was of attachments is restored.
+    began: OnceLock<Millis>,
 }
 
 impl Paths {
@@ -150,6 +152,11 @@ impl Paths {
         self.inherited().entry(network.clone()).or_insert_with(|| routes.into_iter().collect());
     }
 
+    /// Whether what an earlier run has left still counts.
+    fn is_early(&self, now: Millis) -> bool {
+        self.began.get().is_none_or(|began| now.since(*began) < INHERITED)
+    }
+
     fn inherits(&self, network: &NetworkId, to: &IpNet) -> bool {
         self.inherited().get(network).is_some_and(|routes| routes.contains(to))
     }
@@ -171,7 +178,7 @@ pub fn ways(agent: &Agent, record: &NetworkRecord) -> Ways {
     if !gateway::goes_direct(record) {
         return found;
     }
-    let early = agent.tables.now() < INHERITED;
+    let early = agent.paths.is_early(agent.tables.now());
     let v6 = |to: &IpNet| to.addr().is_ipv6();
     for (to, place) in agent.tables.routes(&record.id) {
         let direct = place.is_some_and(|(host, vtep)| {
@@ -193,7 +200,7 @@ pub fn neighbor_routes(agent: &Agent, record: &NetworkRecord) -> Vec<(IpNet, IpA
     if !gateway::goes_direct(record) {
         return Vec::new();
     }
-    let early = agent.tables.now() < INHERITED;
+    let early = agent.paths.is_early(agent.tables.now());
     let all = agent.tables.routes(&record.id).into_iter();
     let near = all.filter_map(|(to, place)| {
         let (host, vtep) = place?;
@@ -246,6 +253,7 @@ pub async fn keep(agent: Arc<Agent>) {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sockets = Sockets::default();
+    agent.paths.began.get_or_init(|| agent.tables.now());
     let mut vteps: Vec<IpNet> = Vec::new();
     let (mut looked, mut sent, mut gathered) = (None, None, None);
     // A number that no earlier run of this host had.
@@ -381,7 +389,8 @@ fn receiver(address: IpAddr) -> std::io::Result<UdpSocket> {
 /// Takes over who is there now. Whether routes depend on what changed.
 fn settle(agent: &Agent, found: BTreeMap<HostName, Peer>, now: Millis) -> bool {
     // Before the lock: listings take the two in the other order.
-    let direct = if now < INHERITED { were_direct(agent) } else { BTreeSet::new() };
+    let early = agent.paths.is_early(now);
+    let direct = if early { were_direct(agent) } else { BTreeSet::new() };
     let mut entries = agent.paths.lock();
     let before = entries.len();
     entries.retain(|host, _| found.contains_key(host));

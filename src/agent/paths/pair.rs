@@ -27,7 +27,7 @@ const UNTOLD: u64 = MISSING + 1;
 /// How long a cheaper way must have worked before it is used, at first and at most.
 const SETTLE: Millis = Millis(1_500);
 const SETTLE_MAX: Millis = Millis(60_000);
-/// How long a way that was inherited is used although nothing is heard by it.
+/// How long a way of an earlier run is used although nothing is heard by it.
 const GRACE: Millis = Millis(3_000);
 /// A way that worked for this long is trusted as at first.
 const TRUSTED: Millis = Millis(120_000);
@@ -79,6 +79,8 @@ pub struct Pair {
     ways: [State; Way::COUNT],
     /// The run of the other host that hellos came from.
     run: Option<u64>,
+    /// When that changed.
+    renewed: Option<Millis>,
     /// Its pause between hellos.
     pause: Millis,
     used: Way,
@@ -109,6 +111,7 @@ impl Pair {
         Self {
             ways: [State::default(); Way::COUNT],
             run: None,
+            renewed: None,
             pause: Millis(0),
             used: if inherited { Way::Direct } else { Way::Udp },
             since: now,
@@ -146,7 +149,7 @@ impl Pair {
     pub fn hear(&mut self, hello: &Hello, now: Millis) {
         if self.run != Some(hello.run) {
             // It starts anew: it knows of nothing that was sent to its former run.
-            self.run = Some(hello.run);
+            self.renewed = self.run.replace(hello.run).map(|_| now);
             for state in &mut self.ways {
                 state.heard = None;
                 state.arrived = None;
@@ -201,9 +204,11 @@ impl Pair {
         }
         let works = |way: &Way| self.ways[way.index()].since.is_some();
         let used_works = works(&self.used);
-        // What an earlier run left is not doubted before there was time to hear of it.
-        let early = self.why == Why::Start && now.since(self.since) < GRACE;
-        if early && self.used == Way::Direct && !used_works && allowed(self.used) {
+        // What an earlier run of either host used is not doubted before there was time to hear of it.
+        let inherited = self.why == Why::Start && self.used == Way::Direct;
+        let early = (inherited && now.since(self.since) < GRACE)
+            || self.renewed.is_some_and(|at| now.since(at) < GRACE);
+        if early && !used_works && allowed(self.used) {
             return None;
         }
         let withdrawn = !allowed(self.used);

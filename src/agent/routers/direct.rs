@@ -38,7 +38,7 @@ pub(super) async fn settle(agent: &Agent, locals: &[Arc<LocalNetwork>], keep: bo
     if uplinks.is_empty() && present.as_ref().is_some_and(|half| *half == Half::default()) {
         return;
     }
-    let error = match settle_half(agent, routes, uplinks, keep, check, present.take()).await {
+    let error = match settle_half(agent, routes, uplinks, keep, check, present.clone()).await {
         Ok((now, error)) => {
             *present = Some(now);
             error
@@ -107,8 +107,22 @@ async fn settle_half(
 }
 
 /// Those of `wanted` that the host has routes to: a private namespace leads nothing else there.
-pub(super) async fn written(agent: &Agent, mut wanted: Vec<IpNet>) -> Vec<IpNet> {
-    let half = agent.routers.direct.lock().await;
-    wanted.retain(|to| half.iter().any(|half| half.routes.iter().any(|it| it.to == *to)));
-    wanted
+///
+/// # Errors
+/// `Netlink`, `Timeout`.
+pub(super) async fn written(
+    agent: &Agent,
+    mut wanted: Vec<IpNet>,
+) -> Result<Vec<IpNet>, link::Error> {
+    if wanted.is_empty() {
+        return Ok(wanted);
+    }
+    let known = agent.routers.direct.lock().await.clone();
+    let half = match known {
+        Some(half) => half,
+        // What an earlier run has left, until this one has looked at it.
+        None => direct::present(agent.routers.netlink().await?).await?,
+    };
+    wanted.retain(|to| half.routes.iter().any(|it| it.to == *to));
+    Ok(wanted)
 }

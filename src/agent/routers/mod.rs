@@ -16,8 +16,8 @@
 //! again.
 //!
 //! Two tasks do it, so that a packet's way never waits for nft or for the store: one settles networks
-//! and routes, this file and [`direct`]; the other one rules ([`rules`]) and this host's own
-//! endpoints ([`own`]).
+//! and routes, this file and `direct`; the other one rules (`rules`) and this host's own
+//! endpoints (`own`).
 
 mod direct;
 mod own;
@@ -81,6 +81,8 @@ pub struct RouterState {
     seen: bool,
     /// What goes directly in it has been looked at too.
     inherited: bool,
+    /// The network was let go of: nothing is to be made for it any more.
+    closed: bool,
     /// When the devices were last looked at.
     at: Option<Instant>,
 }
@@ -229,7 +231,9 @@ async fn keep_ways(agent: &Agent) {
         for local in &locals {
             settle(agent, local).await;
         }
-        direct::settle(agent, &locals, false, false).await;
+        // Networks that are still to be restored lead there too.
+        let pending = !rules::pending(agent).await.is_empty();
+        direct::settle(agent, &locals, pending, false).await;
     }
 }
 
@@ -263,6 +267,9 @@ async fn inherit_locked(agent: &Agent, local: &LocalNetwork, state: &mut RouterS
 pub async fn settle(agent: &Agent, local: &LocalNetwork) {
     let Some(record) = agent.known_network(&local.id) else { return };
     let mut state = local.router.lock().await;
+    if state.closed {
+        return;
+    }
     let force = state.at.is_none_or(|at| at.elapsed() >= DEVICES);
     let key = format!("gateway-{}", record.id);
     match settle_locked(agent, local, &record, &mut state, force).await {
@@ -338,7 +345,7 @@ async fn settle_locked(
         name,
         mtu: u32::from(local.mtu()),
         subnets: record.subnets.clone(),
-        direct: direct::written(agent, ways.direct).await,
+        direct: direct::written(agent, ways.direct).await?,
         pools: Pools { v4: agent.config.uplink.ipv4, v6: agent.config.uplink.ipv6 },
     };
     if force || state.uplink.as_ref().is_none_or(|(before, _)| *before != wanted) {
@@ -428,12 +435,16 @@ fn gives_way(agent: &Agent, record: &NetworkRecord) -> bool {
     }
 }
 
-/// A network was let go of: if that was the last holder, its way out goes with it.
-pub async fn released(agent: &Agent, network: &NetworkId) {
-    if agent.networks.get(network).await.is_some() {
-        return;
+/// A network, which was `before`, was let go of: if that was the last holder, its way out goes with it.
+pub async fn released(agent: &Agent, network: &NetworkId, before: Option<&Arc<LocalNetwork>>) {
+    let now = agent.networks.get(network).await;
+    if let Some(before) = before
+        && !now.as_ref().is_some_and(|now| Arc::ptr_eq(now, before))
+    {
+        // Whoever is settling it has ended then.
+        before.router.lock().await.closed = true;
     }
-    if agent.routers.put_way(network, None) {
+    if now.is_none() && agent.routers.put_way(network, None) {
         rules::write(agent, false).await;
     }
 }

@@ -1,5 +1,6 @@
 //! The host's rules: what may pass the uplinks, and what is asked of other people's rules.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -53,9 +54,13 @@ pub async fn write(agent: &Agent, check: bool) {
 
 /// Whether attachments of an earlier run are still to come: their rules must not go meanwhile.
 async fn is_restoring(agent: &Agent) -> bool {
-    if agent.started.elapsed() > RESTORING {
-        return false;
-    }
+    agent.started.elapsed() <= RESTORING && !pending(agent).await.is_empty()
+}
+
+/// The networks of attachments that are still to be restored: what an earlier run has left of them
+/// carries packets.
+pub(super) async fn pending(agent: &Agent) -> BTreeSet<NetworkId> {
+    let mut found = BTreeSet::new();
     for note in agent.attachments() {
         if note.stage != Stage::Attached {
             continue;
@@ -63,10 +68,10 @@ async fn is_restoring(agent: &Agent) -> bool {
         let Ok(id) = NetworkId::new(&note.network) else { continue };
         let may_come = !agent.tables.is_complete() || agent.known_network(&id).is_some();
         if may_come && agent.networks.get(&id).await.is_none() {
-            return true;
+            found.insert(id);
         }
     }
-    false
+    found
 }
 
 async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
@@ -85,8 +90,8 @@ async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
     if !changed && (!check || rules.ways.is_empty()) {
         return Ok(());
     }
-    if changed {
-        remove_unruled(agent, &rules).await?;
+    if changed && let Err(error) = remove_unruled(agent, &rules).await {
+        tracing::warn!(%error, "a way out that no network has may be left");
     }
     if rules.ways.is_empty() {
         let removed = async {
@@ -184,9 +189,11 @@ async fn underlays(
 /// Removes uplinks that no rule speaks of: an earlier run has left them, and their network is gone.
 async fn remove_unruled(agent: &Agent, rules: &Rules) -> Result<(), link::Error> {
     let host = agent.routers.netlink().await?;
+    let pending = pending(agent).await;
     for link in host.links().await? {
-        let ours = agent.networks.owner().uplink_network(&link.alias).is_some();
-        if ours && !rules.ways.iter().any(|way| way.uplink == link.name) {
+        let Some(network) = agent.networks.owner().uplink_network(&link.alias) else { continue };
+        let awaited = pending.iter().any(|id| id.as_str() == network);
+        if !awaited && !rules.ways.iter().any(|way| way.uplink == link.name) {
             uplink::remove(host, &link.name).await?;
             tracing::info!(uplink = %link.name, "removed the way out of a network that has none");
         }
