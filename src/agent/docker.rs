@@ -7,6 +7,7 @@
 //! nothing comes back that Docker has removed.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -61,12 +62,23 @@ pub struct Dockers {
 }
 
 impl Dockers {
-    /// What the last run has left. Without a file that can be read there is nothing.
+    /// What the last run has left. A file that cannot be read is set aside, and there is nothing then.
     #[must_use]
     pub fn open(dir: &Path) -> Self {
         let path = dir.join(FILE);
-        let file = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Self { path, file: Mutex::new(file.unwrap_or_default()) }
+        let file = match read(&path) {
+            Ok(file) => file,
+            Err(cause) => {
+                let aside = path.with_extension("bad");
+                let _ = fs::rename(&path, &aside);
+                tracing::warn!(
+                    file = %path.display(), set_aside = %aside.display(), %cause,
+                    "what was kept of Docker's networks cannot be read; the store has it"
+                );
+                File::default()
+            }
+        };
+        Self { path, file: Mutex::new(file) }
     }
 
     /// Keeps a pool for the network that is made of it.
@@ -147,6 +159,14 @@ impl Dockers {
     }
 }
 
+fn read(path: &Path) -> io::Result<File> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(File::default()),
+        Err(err) => Err(err),
+    }
+}
+
 fn is_fresh(pending: &Pending, now: u64) -> bool {
     now.saturating_sub(pending.at) < PENDING
 }
@@ -174,6 +194,14 @@ mod tests {
         assert_eq!(second.networks(&host), vec![noted.clone()]);
         second.remove(&noted).unwrap();
         assert_eq!(Dockers::open(dir.path()).networks(&host), []);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), "no JSON").unwrap();
+        assert_eq!(Dockers::open(dir.path()).pending(), Vec::<String>::new());
+        assert_eq!(fs::read(dir.path().join("docker.bad")).unwrap(), b"no JSON");
     }
 
     #[test]

@@ -8,6 +8,10 @@ use fdb::NetworkKey;
 use super::flood::Budget;
 use crate::telemetry::counters::{DropCounters, PortCounters};
 
+/// ICMP answers of each kind of one port and worker, in a second and at once (RFC 4443 section 2.4 (f)).
+const ANSWERS_PER_SECOND: u32 = 1000;
+const ANSWERS_AT_ONCE: u32 = 100;
+
 /// Counters of one port on one worker, read by others.
 #[derive(Debug, Default)]
 pub struct PortStats {
@@ -16,10 +20,6 @@ pub struct PortStats {
     /// What did not, where the network was known.
     pub drops: DropCounters,
 }
-
-/// ICMP answers of each kind of one port and worker, in a second and at once (RFC 4443 section 2.4 (f)).
-const ANSWERS_PER_SECOND: u32 = 1000;
-const ANSWERS_AT_ONCE: u32 = 100;
 
 /// What the sandboxes behind a port are told, as one worker counts it. That packets are too long is
 /// never short because of the others: connections wait for it.

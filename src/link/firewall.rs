@@ -10,7 +10,7 @@
 //!   forward       between two networks: never. Out: only where masquerading is on. In: what
 //!                 belongs to a connection from inside, or was sent in by a port forwarding.
 //!                 Within a network whose packets go as they are, by the underlay's interfaces: all,
-//!                 and errors about them
+//!                 and errors about them; into such a network from another one: nothing
 //!   input         from a network without access to its host: nothing new
 //!   output        to such a network: nothing new
 //!   postrouting   masquerade; UDP with source ports that none of this host's own senders has
@@ -315,6 +315,10 @@ mod tests {
         // Never from one network to another, but before anything else is ended.
         assert!(at("oifname \"sky*\" counter drop") < passes);
         assert!(passes < forward.iter().rposition(|line| line.ends_with("drop")).unwrap());
+        // Nor from elsewhere into one by the table of routes, which all share; also not masqueraded.
+        let into = at("ip6 daddr { 2001:db8::/64 } counter drop");
+        let out = forward.iter().position(|line| line.ends_with("\" accept")).unwrap();
+        assert!(passes < into && into < out, "{text}");
         let beyond = "ip saddr 192.0.2.0/24 ip daddr != { 192.0.2.0/24 } oifname != \"sky*\" masq";
         assert!(text.contains(beyond), "{text}");
         assert!(!rules(true, false).contains("daddr"));

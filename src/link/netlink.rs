@@ -75,6 +75,8 @@ impl Netlink {
         if let Err(error) = strict {
             tracing::debug!(%error, "the kernel lists more than it is asked for");
         }
+        // A dump that fails says so in its last message.
+        connection.set_forward_done(true);
         Ok(Self {
             handle,
             task: runtime.spawn(connection),
@@ -114,6 +116,11 @@ impl Netlink {
                 match answer.payload {
                     NetlinkPayload::Error(error) if error.raw_code() != 0 => {
                         return Err(failed(error.to_io()));
+                    }
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(failed(io::Error::from_raw_os_error(
+                            done.code.saturating_neg(),
+                        )));
                     }
                     NetlinkPayload::InnerMessage(inner) => messages.push(inner),
                     _ => (),

@@ -34,11 +34,11 @@ use encap::MacAddr;
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_route::link::LinkAttribute;
 
-use super::endpoint::link_local;
+use super::endpoint::{link_local, settle_fdb};
 use super::names::{BRIDGE, TAP};
 use super::nft::{in_namespace, nft};
 use super::routing::{Route, settle_addresses, settle_routes};
-use super::view::{FdbKind, Kind, Link, PortView};
+use super::view::{Kind, Link, PortView};
 use super::{Error, NetworkNs, run_in, sysctl};
 
 /// The device that has the gateway's addresses.
@@ -156,7 +156,7 @@ pub async fn settle(network: &NetworkNs, wanted: &Router, rules: bool) -> Result
     };
     let (gateway, port) = devices(network, wanted).await?;
     network.settle_port(&port, PortView::endpoint(false), wanted.mtu, ALIAS).await?;
-    settle_fdb(network, &port, wanted.gateway_mac).await?;
+    settle_fdb(netlink, &port, wanted.gateway_mac).await?;
     let bridge = look_up(network, BRIDGE).await?;
     for (link, mac) in [(&gateway, wanted.gateway_mac), (&bridge, wanted.router_mac)] {
         let mut changes = Vec::new();
@@ -252,26 +252,6 @@ async fn devices(network: &NetworkNs, wanted: &Router) -> Result<(Link, Link), E
 async fn look_up(network: &NetworkNs, name: &str) -> Result<Link, Error> {
     let gone = || Error::NoLink { what: network.namespace().label().into(), link: name.into() };
     network.netlink().link(name).await?.ok_or_else(gone)
-}
-
-/// The gateway's MAC, and only that, may be behind its port.
-async fn settle_fdb(network: &NetworkNs, port: &Link, mac: MacAddr) -> Result<(), Error> {
-    let netlink = network.netlink();
-    let mut present = false;
-    for entry in netlink.fdb().await? {
-        if entry.port != port.index || entry.bridge.is_none() || entry.kind == FdbKind::Local {
-            continue;
-        }
-        if entry.mac == mac && entry.kind == FdbKind::Static {
-            present = true;
-        } else {
-            netlink.fdb_delete(port, entry.mac).await?;
-        }
-    }
-    if !present {
-        netlink.fdb_replace(port, mac).await?;
-    }
-    Ok(())
 }
 
 /// Settings of a device that routes, in the calling thread's namespace.

@@ -92,8 +92,7 @@ impl AsFd for RawSocket {
 
 impl RawSocket {
     /// Opens the sockets at `address` of worker `worker` out of `workers`: one for each family inside, and
-    /// the one that sends fragments.
-    /// Needs `CAP_NET_RAW`.
+    /// the one that sends fragments. Needs `CAP_NET_RAW`.
     ///
     /// # Errors
     /// [`Error::NotLocal`], or the step that failed.

@@ -246,18 +246,25 @@ fn converse(lab: &Lab, ours: &Container, theirs: &Container) {
     }
 }
 
-fn kernel_device_both_ways() {
-    let lab = Lab::with_hosts(3).underlay(Underlay::Plain).build();
+/// Kernel devices on two hosts, with a container each that the other one knows, and agents on three, of
+/// which the first two follow them.
+fn linked(lab: &Lab) -> (Vec<Sandbox>, [Container; 2], Vec<Agent>) {
     let sandboxes: Vec<Sandbox> =
-        [1, 2].map(|host| Sandbox::new(&lab, lab.host(host), &format!("ov{host}"))).into();
-    let k1 = sandboxes[0].container(&lab, "k1", "203.0.113.11/24");
-    let k2 = sandboxes[1].container(&lab, "k2", "203.0.113.12/24");
+        [1, 2].map(|host| Sandbox::new(lab, lab.host(host), &format!("ov{host}"))).into();
+    let k1 = sandboxes[0].container(lab, "k1", "203.0.113.11/24");
+    let k2 = sandboxes[1].container(lab, "k2", "203.0.113.12/24");
     sandboxes[0].knows(&k2, lab.host(2));
     sandboxes[1].knows(&k1, lab.host(1));
-    let agents = agents(&lab, 3);
+    let agents = agents(lab, 3);
     for (agent, sandbox) in agents.iter().zip(&sandboxes) {
         link(agent, &sandbox.path());
     }
+    (sandboxes, [k1, k2], agents)
+}
+
+fn kernel_device_both_ways() {
+    let lab = Lab::with_hosts(3).underlay(Underlay::Plain).build();
+    let (sandboxes, [k1, k2], agents) = linked(&lab);
     let capture =
         Capture::start(lab.switch(), "p3", &format!("udp port {THEIR_PORT}"), &lab.logs(), "outer");
     let c3 = agents[2].container(&lab, SWARM, "c3", &[]);

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::{Agent, Family, Lab, traffic, wait_until};
 
 use super::{
-    OWN, SOON, SWARM, Sandbox, agents, create, imported, link, state, wait_entered, wait_gone,
-    wait_imported,
+    OWN, SOON, SWARM, Sandbox, agents, create, imported, link, linked, state, wait_entered,
+    wait_gone, wait_imported,
 };
 use crate::support::mac_text;
 
@@ -87,16 +87,7 @@ pub(super) fn a_device_is_followed_once() {
 /// What is known of a device that is not there any more does not outlive those whom it is about.
 pub(super) fn what_is_gone_is_not_kept() {
     let lab = Lab::with_hosts(3).build();
-    let sandboxes: Vec<Sandbox> =
-        [1, 2].map(|host| Sandbox::new(&lab, lab.host(host), &format!("ov{host}"))).into();
-    let k1 = sandboxes[0].container(&lab, "k1", "203.0.113.11/24");
-    let k2 = sandboxes[1].container(&lab, "k2", "203.0.113.12/24");
-    sandboxes[0].knows(&k2, lab.host(2));
-    sandboxes[1].knows(&k1, lab.host(1));
-    let agents = agents(&lab, 3);
-    for (agent, sandbox) in agents.iter().zip(&sandboxes) {
-        link(agent, &sandbox.path());
-    }
+    let (sandboxes, [k1, k2], agents) = linked(&lab);
     let _c3 = agents[2].container(&lab, SWARM, "c3", &[]);
     wait_imported(&agents[2], &k1, lab.host(1));
     wait_imported(&agents[2], &k2, lab.host(2));
