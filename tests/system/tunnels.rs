@@ -18,7 +18,7 @@ use skybridge::port::tun;
 use skybridge::telemetry::counters::WorkerCounters;
 use skybridge::underlay::probe::UdpOffload;
 use skybridge::underlay::raw::RawSocket;
-use testkit::traffic;
+use testkit::traffic::{self, Udp};
 use testkit::{Cap, Family, Lab, Netns, Process, Suite, Underlay};
 
 use crate::support::word;
@@ -227,21 +227,8 @@ fn tcp(lab: &Lab, from: &Netns, there: &Netns, to: IpAddr) {
 
 /// Datagrams, each there once.
 fn udp(lab: &Lab, from: &Netns, there: &Netns, to: IpAddr, gso: bool) {
-    let port = traffic::next_port();
-    let at = SocketAddr::new(to, port).to_string();
-    let receiver =
-        traffic::start(there, &lab.logs(), &format!("udp-{port}"), &["udp-receive", &at]);
-    let mut args =
-        vec!["udp-send", &at, "--verify", "--count", "300", "--size", "1000", "--rate", "1000"];
-    if gso {
-        args.push("--gso");
-    }
-    let _ = traffic::finish(from, &args).expect_success();
-    let got = receiver.finish(LIMIT).expect_success().json();
-    for key in ["lost", "reordered", "duplicates", "corrupt"] {
-        assert_eq!(got[key], 0, "{key} in {got}");
-    }
-    assert_eq!(got["received"], 300, "{got}");
+    let how = Udp { count: 300, size: 1000, rate: 1000, gso };
+    traffic::datagrams(&lab.logs(), from, (there, to), how);
 }
 
 fn both_families_cross(carrier: Carrier, under: Family) {
