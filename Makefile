@@ -11,7 +11,7 @@ CARGO := cargo
 # protoc and the well-known types are needed to build the etcd client.
 BUILD_PACKAGES := build-essential ca-certificates protobuf-compiler libprotobuf-dev
 RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
-TEST_PACKAGES := etcd-client iptables openssl openvswitch-common socat systemd
+TEST_PACKAGES := etcd-client gcc-bpf iptables openssl openvswitch-common socat systemd
 # Only their files are taken: installed, they would bring services.
 UNPACKED := openvswitch-switch busybox-static containerd docker.io etcd-server libdevmapper1.02.1 runc
 

@@ -1,5 +1,7 @@
-//! IP-in-IP and IP in UDP on the real kernel: two datapaths without an agent, a TUN each, and socat as
-//! a peer of another make.
+//! IP-in-IP and IP in UDP on the real kernel: two datapaths without an agent, a TUN each, and as peers
+//! of another make socat and the kernel (`tunnels/kernel.rs`).
+
+mod kernel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -54,6 +56,7 @@ pub(crate) fn register(suite: &mut Suite) {
             another_make_is_understood(carrier);
         });
     }
+    kernel::register(suite);
     suite.test("tunnels::nobody_listens_is_told", NEEDED, nobody_listens_is_told);
     suite.test("tunnels::joined_by_the_kernel", NEEDED, what_the_kernel_joined_arrives);
     suite.test("tunnels::falls_back_to_udp", NEEDED, falls_back_to_udp);
@@ -214,12 +217,12 @@ fn ends(lab: &Lab, carrier: Carrier, under: Family) -> [End; 2] {
 }
 
 /// Bytes over TCP, verified, to address `number` of end `to`.
-fn tcp(lab: &Lab, from: &Netns, there: &Netns, to: IpAddr) {
+fn tcp(lab: &Lab, from: &Netns, there: &Netns, to: IpAddr, bytes: &str) {
     let port = traffic::next_port();
     let at = SocketAddr::new(to, port).to_string();
     let receiver =
         traffic::start(there, &lab.logs(), &format!("tcp-{port}"), &["tcp-receive", &at]);
-    let args = ["tcp-send", &at, "--verify", "--bytes", BYTES, "--streams", "3", "--odd-sizes"];
+    let args = ["tcp-send", &at, "--verify", "--bytes", bytes, "--streams", "3", "--odd-sizes"];
     let sent = traffic::finish(from, &args).expect_success().json();
     let got = receiver.finish(LIMIT).expect_success().json();
     assert_eq!(sent["sha256"], got["sha256"]);
@@ -240,7 +243,7 @@ fn both_families_cross(carrier: Carrier, under: Family) {
                 let target = address(to.number, number, family);
                 udp(&lab, &from.overlay, &to.overlay, target, number % 2 == 0);
             }
-            tcp(&lab, &from.overlay, &to.overlay, address(to.number, 1, family));
+            tcp(&lab, &from.overlay, &to.overlay, address(to.number, 1, family), BYTES);
         }
     }
     for end in &ends {
@@ -273,12 +276,12 @@ fn a_smaller_path_is_told_to_senders(carrier: Carrier) {
         let told = ends[0].overlay.try_exec("ping", &args).stdout;
         let said = [format!("mtu = {most}"), format!("mtu={most}")];
         assert!(said.iter().any(|said| told.contains(said)), "{told}");
-        tcp(&lab, &ends[0].overlay, &ends[1].overlay, to);
+        tcp(&lab, &ends[0].overlay, &ends[1].overlay, to, BYTES);
     }
     if carrier == Carrier::IpUdp {
         // Too little for IPv6, which may not be refused 1,280 bytes: the outer packet is fragmented.
         lab.host(1).netns().ip("link set eth0 mtu 1300");
-        tcp(&lab, &ends[0].overlay, &ends[1].overlay, address(2, 2, Family::V6));
+        tcp(&lab, &ends[0].overlay, &ends[1].overlay, address(2, 2, Family::V6), BYTES);
     }
     assert!(ends[0].counter("too_big_answers").iter().sum::<u64>() > 0);
     let dropped = ends[0].dropped();
@@ -308,7 +311,7 @@ fn what_the_kernel_joined_arrives() {
     let lab = Lab::with_hosts(2).underlay(Underlay::Plain).build();
     let ends = ends(&lab, Carrier::IpIp, Family::V4);
     for family in [Family::V4, Family::V6] {
-        tcp(&lab, &ends[0].overlay, &ends[1].overlay, address(2, 1, family));
+        tcp(&lab, &ends[0].overlay, &ends[1].overlay, address(2, 1, family), BYTES);
         udp(&lab, &ends[0].overlay, &ends[1].overlay, address(2, 2, family), true);
     }
     assert_eq!(ends[1].dropped(), []);
@@ -329,7 +332,7 @@ fn falls_back_to_udp() {
     for end in &mut ends {
         end.fill(&lab, Carrier::IpIp, Family::V4, |vtep| vtep.ip_in_ip = false);
     }
-    tcp(&lab, &ends[0].overlay, &ends[1].overlay, to);
+    tcp(&lab, &ends[0].overlay, &ends[1].overlay, to, BYTES);
     for end in &ends {
         assert_eq!(end.dropped(), []);
     }
@@ -379,8 +382,8 @@ fn another_make_is_understood(carrier: Carrier) {
         let (bits, flags) = len.split_once(' ').unwrap_or((len, ""));
         netns.ip(&format!("addr add {own}/{bits} dev {device} {flags}"));
         netns.ip(&format!("route add {subnet} dev {device} src {own}"));
-        tcp(&lab, &end.overlay, netns, own);
-        tcp(&lab, netns, &end.overlay, address(1, 1, family));
+        tcp(&lab, &end.overlay, netns, own, BYTES);
+        tcp(&lab, netns, &end.overlay, address(1, 1, family), BYTES);
         udp(&lab, &end.overlay, netns, own, false);
         udp(&lab, netns, &end.overlay, address(1, 1, family), false);
     }

@@ -17,6 +17,8 @@ const REQUIRE: &str = "SKYBRIDGE_TEST_REQUIRE";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cap {
+    /// `bpf-gcc`, a C compiler for the kernel's virtual machine, is installed.
+    Bpf,
     /// Docker with its containerd and runc, and a static busybox, are installed or unpacked.
     Docker,
     /// The real etcd server of the crate runs here.
@@ -54,6 +56,7 @@ impl Cap {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Bpf => "bpf",
             Self::Docker => "docker",
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
@@ -75,6 +78,9 @@ impl Cap {
     /// Why it is missing, `None` if it is there.
     fn probe(self) -> Option<String> {
         match self {
+            Self::Bpf => {
+                works(Command::new("bpf-gcc").arg("--version"), "bpf-gcc is not installed")
+            }
             Self::Docker => crate::docker::probe(),
             Self::Etcd => {
                 let Ok(path) = etcd_bin_vendored_linux_amd64::etcd_bin_path();

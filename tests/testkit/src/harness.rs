@@ -1,6 +1,8 @@
 //! The harness: which tests there are, what they need, and which may run side by side.
 
 use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -51,10 +53,12 @@ impl Clock {
     fn report(&self) {
         let mut took = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         took.sort();
-        println!("The longest:");
+        let mut text = "The longest:\n".to_owned();
         for (time, name) in took.iter().rev().take(LONGEST) {
-            println!("{:7.1} s  {name}", time.as_secs_f64());
+            let _infallible = writeln!(text, "{:7.1} s  {name}", time.as_secs_f64());
         }
+        // Nobody reads what goes into a closed pipe.
+        let _: std::io::Result<()> = std::io::stdout().write_all(text.as_bytes());
     }
 }
 
