@@ -14,6 +14,8 @@ RUN_PACKAGES := iproute2 ethtool nftables iputils-ping tcpdump
 TEST_PACKAGES := etcd-client gcc-bpf iptables openssl openvswitch-common socat systemd
 # Only their files are taken: installed, they would bring services.
 UNPACKED := openvswitch-switch busybox-static containerd docker.io etcd-server libdevmapper1.02.1 runc
+# The Docker of a later Debian beside that of this one.
+LATER := --release trixie docker.io docker-cli containerd
 
 # Builds run as they are; only the built programs and tests run as root.
 AS_ROOT := --config 'target."cfg(target_os = \"linux\")".runner = ["$(CURDIR)/.ci/root"]'
@@ -36,6 +38,7 @@ demo: prepare ## Hosts as namespaces on this machine, end to end, with figures
 test: prepare ## All tests; SKYBRIDGE_TEST_REQUIRE=all makes missing capabilities failures
 	@.ci/packages $(RUN_PACKAGES) $(TEST_PACKAGES)
 	@.ci/unpack $(UNPACKED)
+	@.ci/unpack $(LATER)
 	@for manifest in tests/etcd/3.*/Cargo.toml; do \
 	    $(CARGO) fetch --quiet --locked --manifest-path "$$manifest"; \
 	done

@@ -21,10 +21,12 @@
 //! looked at, because a benchmark must load the network and not the generator.
 //!
 //! Senders retry their first contact until the receiver answers, so the two sides need no
-//! start order. Each loop ends by count or by time, whatever the network does. Each mode prints one
+//! start order. Each loop ends by count or by time, whatever the network does; those of senders end by
+//! SIGINT and SIGTERM too, with their report. Each mode prints one
 //! JSON object on standard output; it carries `"ok"`, and the exit code says the same.
 
 mod icmp;
+mod interrupt;
 mod latency;
 pub mod pattern;
 mod ping;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use super::interrupt::{Interrupt, Watch};
 use super::{Error, Report, gbit_per_s, pattern, retransmitted_segments, seconds};
 
 const BUFFER_SIZE: usize = 256 * 1024;
@@ -185,6 +186,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Outcome, Error> {
         connections.push((hello, connection));
     }
 
+    let interrupt = &Interrupt::begin();
     let started = Instant::now();
     let streams: Vec<Stream> = thread::scope(|scope| {
         let running: Vec<_> = connections
@@ -194,7 +196,10 @@ pub(super) fn send(args: &SendArgs) -> Result<Outcome, Error> {
                     Some(time) => End::At((started + time).min(deadline)),
                     None => End::After(share(args.bytes.unwrap_or(0), args.streams, hello.index)),
                 };
-                scope.spawn(move || send_stream(connection, hello, end, args.odd_sizes, deadline))
+                let watch = interrupt.watch();
+                scope.spawn(move || {
+                    send_stream(connection, hello, (end, watch), args.odd_sizes, deadline)
+                })
             })
             .collect();
         running.into_iter().filter_map(|thread| thread.join().ok()).collect()
@@ -243,7 +248,7 @@ fn connect(to: SocketAddr, contact: Duration) -> Result<TcpStream, Error> {
 fn send_stream(
     mut connection: TcpStream,
     hello: Hello,
-    end: End,
+    (end, mut watch): (End, Watch<'_>),
     odd_sizes: bool,
     deadline: Instant,
 ) -> Stream {
@@ -259,6 +264,7 @@ fn send_stream(
         let size = if odd_sizes { sizes.next().copied().unwrap_or(1) } else { BUFFER_SIZE };
         let now = pace.step();
         let size = match end {
+            _ if watch.over(now) => 0,
             End::After(bytes) => size.min(usize::try_from(bytes - sent).unwrap_or(size)),
             End::At(instant) if now >= instant => 0,
             End::At(_) => size,

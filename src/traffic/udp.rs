@@ -22,6 +22,7 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::interrupt::Interrupt;
 use super::{Error, Report, gbit_per_s, pattern, seconds};
 
 const MAGIC: [u8; 4] = *b"skud";
@@ -39,6 +40,8 @@ const VERIFY: u8 = 1;
 const STRIDE: u64 = 1 << 16;
 /// Rest between the last datagram and the question for the report.
 const SETTLE: Duration = Duration::from_millis(150);
+/// The least time for the report to come.
+const REPORT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SendArgs {
@@ -201,14 +204,18 @@ pub(super) fn send(args: &SendArgs) -> Result<Sent, Error> {
     ask(&socket, args, hello, Kind::Welcome, args.contact)?;
 
     let stream = Outgoing::new(args, session)?;
+    let interrupt = Interrupt::begin();
     let started = Instant::now();
-    let (sent, retried) = stream.run(&socket, args, started)?;
+    let (sent, retried) = stream.run(&socket, args, started, &interrupt)?;
     let elapsed = started.elapsed();
     stream.end(&socket)?;
+    // Who interrupts may have ended the receiver too, and does not wait for long.
+    let allowed = if interrupt.came() { REPORT } else { args.contact.max(REPORT) };
+    drop(interrupt);
 
     thread::sleep(SETTLE);
     let end = Header { kind: Kind::End, flags, session, number: sent };
-    let report = ask(&socket, args, end, Kind::Report, args.contact.max(Duration::from_secs(2)))?;
+    let report = ask(&socket, args, end, Kind::Report, allowed)?;
     // One that is lost costs the receiver its time for stragglers, nothing else.
     let bye = Header { kind: Kind::Bye, ..end };
     let _: io::Result<usize> = socket.send(&bye.emit());
@@ -291,17 +298,19 @@ impl Outgoing {
         socket: &UdpSocket,
         args: &SendArgs,
         started: Instant,
+        interrupt: &Interrupt,
     ) -> Result<(u64, u64), Error> {
         if self.gso {
             self.set_segment_size(socket, self.size as i32)?;
         }
         let deadline = started + args.seconds.unwrap_or(args.deadline).min(args.deadline);
         let count = args.count.unwrap_or(MAX_SEQUENCE - 1);
+        let mut watch = interrupt.watch();
         let mut buffer = vec![0; self.size * self.segments];
         let (mut sent, mut retried) = (0_u64, 0_u64);
         while sent < count {
             let now = Instant::now();
-            if now >= deadline {
+            if now >= deadline || watch.over(now) {
                 break;
             }
             if let Some(rate) = args.rate {

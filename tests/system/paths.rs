@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::traffic;
 use testkit::{Agent, AgentSpec, Cap, Capture, Container, Family, Lab, Store, Suite, wait_until};
@@ -136,9 +137,14 @@ pub(crate) fn under_traffic(
         wait_until("datagrams arrive", ALLOWED, || (received(end) > before + 50).then_some(()));
     }
     work();
+    for end in [a, b] {
+        let before = received(end);
+        wait_until("they go on", ALLOWED, || (received(end) > before + 500).then_some(()));
+    }
     let took = stop.elapsed();
     assert!(took < Duration::from_secs(30), "the traffic ended before: {took:?}");
-    flows.map(|(receive, send)| {
+    flows.map(|(receive, mut send)| {
+        send.signal(Signal::SIGINT);
         let _ = send.finish(Duration::from_secs(90)).expect_success();
         let report = receive.finish(Duration::from_secs(90)).expect_success().json();
         assert!(report["corrupt"] == 0 && report["duplicates"] == 0, "{report}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use testkit::traffic::{next_port, start};
 use testkit::{Agent, AgentSpec, Container, Etcd, Family, Lab, Process, Store, wait_until};
@@ -15,6 +16,8 @@ pub(crate) const PROMISE: Duration = Duration::from_secs(2);
 pub(crate) const ALLOWED: Duration = Duration::from_secs(20);
 /// Times that a test can wait for.
 pub(crate) const SHORT: &str = "[session]\nlease = \"2s\"\nhold_down = \"2s\"";
+/// How long traffic goes on when all is well again: three of these leases.
+const AFTER: Duration = Duration::from_secs(6);
 /// Datagrams per second of each flow.
 const RATE: u64 = 200;
 /// Where endpoints lie in the store.
@@ -29,8 +32,8 @@ pub(crate) fn long() -> bool {
 /// Numbered, verified datagrams from each container to each other one.
 pub(crate) struct Mesh {
     flows: Vec<(String, [Process; 2])>,
+    started: Instant,
     ends: Instant,
-    seconds: u32,
 }
 
 impl Mesh {
@@ -63,31 +66,36 @@ impl Mesh {
                 flows.push((name, [receiver, start(from.netns(), &logs, &label, &send)]));
             }
         }
-        let mesh =
-            Self { flows, ends: Instant::now() + Duration::from_secs(seconds.into()), seconds };
+        let started = Instant::now();
+        let mesh = Self { flows, started, ends: started + Duration::from_secs(seconds.into()) };
         // All must be flowing before anything happens to them.
         std::thread::sleep(Duration::from_secs(1));
         mesh
     }
 
-    /// Asserts that the traffic went on beyond this moment, and that not one datagram of it is lost.
+    /// Asserts that the traffic went on beyond this moment and three leases more, and that not one
+    /// datagram of it is lost.
     #[track_caller]
     pub(crate) fn lost_nothing(self, what: &str) {
         let left = self.ends.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "the traffic ended before {what} did: it proves nothing");
+        // What an outage leaves behind may come late.
+        std::thread::sleep(left.min(AFTER));
+        let seconds = self.started.elapsed().as_secs();
+        let mut flows = self.flows;
+        for (_, [_, sender]) in &mut flows {
+            sender.signal(Signal::SIGINT);
+        }
         let (mut sent, mut pause) = (0, 0.0_f64);
-        for (name, [receiver, sender]) in self.flows {
-            let limit = left + Duration::from_secs(30);
+        for (name, [receiver, sender]) in flows {
+            let limit = Duration::from_secs(30);
             let report = receiver.finish(limit).expect_success().json();
             let _ = sender.finish(limit).expect_success();
             for key in ["lost", "duplicates", "corrupt"] {
                 assert_eq!(report[key], 0, "{what}: {key} from {name}: {report}");
             }
             let of_flow = report["sent"].as_u64().unwrap_or_default();
-            assert!(
-                of_flow > RATE * u64::from(self.seconds) / 2,
-                "{name} was no traffic: {report}"
-            );
+            assert!(of_flow > RATE * seconds / 2, "{name} was no traffic: {report}");
             sent += of_flow;
             pause = pause.max(report["longest_pause_ms"].as_f64().unwrap_or_default());
         }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use testkit::traffic::{self, Tcp, Udp};
 use testkit::{
-    Agent, Cap, Capture, Container, Docker, Family, Host, Lab, Netns, Store, Suite, Underlay,
-    wait_until,
+    Agent, Cap, Capture, Container, Docker, DockerRelease, Family, Host, Lab, Netns, Store, Suite,
+    Underlay, wait_until,
 };
 
 use crate::support::{WITH_VXLAN, carry, mac_text, measured};
@@ -494,7 +494,7 @@ fn what_does_not_fit_is_refused() {
 
 /// Docker on the first two hosts of the lab, in one Swarm; the first one is its manager.
 fn two_node_swarm(lab: &Lab) -> [Docker; 2] {
-    let dockers = [1, 2].map(|host| Docker::new(lab, lab.host(host)));
+    let dockers = [1, 2].map(|host| Docker::new(lab, lab.host(host), DockerRelease::Usual));
     let at = |host: usize| lab.host(host).address(Family::V4).to_string();
     for docker in &dockers {
         docker.start(&[]);

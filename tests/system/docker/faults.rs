@@ -4,15 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{Agent, Family, Lab, Netns, Store, traffic, wait_until};
+use testkit::{Agent, DockerRelease, Family, Lab, Netns, Store, traffic, wait_until};
 
 use super::replay::{ask, send};
 use super::{ALLOWED, Scene};
 use crate::support::{exchange, measured};
 
 /// Both are killed while containers run; in the end nothing is left of anything.
-pub(crate) fn crashes() {
-    let scene = Scene::started();
+pub(crate) fn crashes(release: DockerRelease) {
+    let scene = Scene::started(release);
     let [one, two] = scene.dockers.as_slice() else { panic!("two of them") };
     let before = scene.traces();
     scene.both(&[

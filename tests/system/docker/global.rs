@@ -1,12 +1,12 @@
 //! Global scope: two Dockers with one cluster store, which is told to one of their drivers only.
 
 use testkit::docker::ClusterStore;
-use testkit::{Family, traffic};
+use testkit::{DockerRelease, Family, traffic};
 
 use super::{Scene, seen};
 
 pub(crate) fn global_scope() {
-    let scene = Scene::new("global");
+    let scene = Scene::new("global", DockerRelease::Usual);
     let store = ClusterStore::start(&scene.lab);
     for (docker, host) in scene.dockers.iter().zip(scene.lab.hosts()) {
         let advertise = format!("--cluster-advertise={}:2375", host.address(Family::V4));

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::unistd::Uid;
 
+use crate::docker::DockerRelease;
 use crate::netns::unique_prefix;
 
 /// The environment variable that turns missing capabilities into failures: `all`, or a list of
@@ -21,6 +22,8 @@ pub enum Cap {
     Bpf,
     /// Docker with its containerd and runc, and a static busybox, are installed or unpacked.
     Docker,
+    /// So are those of a later Debian, unpacked.
+    DockerLater,
     /// The real etcd server of the crate runs here.
     Etcd,
     /// `etcdctl` is installed.
@@ -58,6 +61,7 @@ impl Cap {
         match self {
             Self::Bpf => "bpf",
             Self::Docker => "docker",
+            Self::DockerLater => "docker-later",
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
             Self::Ethtool => "ethtool",
@@ -81,7 +85,8 @@ impl Cap {
             Self::Bpf => {
                 works(Command::new("bpf-gcc").arg("--version"), "bpf-gcc is not installed")
             }
-            Self::Docker => crate::docker::probe(),
+            Self::Docker => crate::docker::probe(DockerRelease::Usual),
+            Self::DockerLater => crate::docker::probe(DockerRelease::Later),
             Self::Etcd => {
                 let Ok(path) = etcd_bin_vendored_linux_amd64::etcd_bin_path();
                 works(Command::new(path).arg("--version"), "the etcd server does not run here")

@@ -26,6 +26,8 @@ use crate::wait_until;
 
 /// Where `.ci/unpack` puts packages that are not installed.
 const UNPACKED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/debian");
+/// The environment variable that names a directory with the files of another Docker.
+const ANOTHER: &str = "SKYBRIDGE_TEST_DOCKER";
 /// How long the daemon may take to answer.
 const READY: Duration = Duration::from_secs(60);
 /// How long one command may take. Docker itself waits up to 30 seconds for a plugin.
@@ -47,21 +49,47 @@ const ENTER: &str = "
     shift 2
     exec \"$@\"";
 
-fn unpacked(place: &str) -> PathBuf {
-    let unpacked = Path::new(UNPACKED).join(place);
-    if unpacked.exists() { unpacked } else { Path::new("/").join(place) }
+/// Which Docker: from 23 on it has no cluster store, and its containerd is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DockerRelease {
+    /// That of this machine's Debian, the one that is installed, or the one in the directory that
+    /// `SKYBRIDGE_TEST_DOCKER` names.
+    Usual,
+    /// That of Debian 13.
+    Later,
 }
 
-/// A command with the unpacked programs in its path.
-fn command(mut command: Command) -> Command {
-    let usual = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{UNPACKED}/usr/sbin:{UNPACKED}/usr/bin:{usual}"));
-    command.env("LD_LIBRARY_PATH", format!("{UNPACKED}/lib/x86_64-linux-gnu"));
-    command
+impl DockerRelease {
+    /// Where its files are looked for, one place after the other.
+    fn roots(self) -> Vec<PathBuf> {
+        let first = match self {
+            Self::Usual => std::env::var_os(ANOTHER).map(PathBuf::from),
+            Self::Later => Some(Path::new(UNPACKED).join("trixie")),
+        };
+        first.into_iter().chain([UNPACKED.into(), "/".into()]).collect()
+    }
+
+    fn file(self, place: &str) -> PathBuf {
+        let mut files = self.roots().into_iter().map(|root| root.join(place));
+        files.find(|file| file.exists()).unwrap_or_else(|| Path::new("/").join(place))
+    }
+
+    /// A command with its programs in the path.
+    fn command(self, mut command: Command) -> Command {
+        let usual = std::env::var("PATH").unwrap_or_default();
+        let mut path = String::new();
+        for root in self.roots().iter().filter(|root| *root != Path::new("/")) {
+            let root = root.display();
+            path += &format!("{root}/usr/sbin:{root}/usr/bin:");
+        }
+        command.env("PATH", path + &usual);
+        command.env("LD_LIBRARY_PATH", format!("{UNPACKED}/lib/x86_64-linux-gnu"));
+        command
+    }
 }
 
-/// What says why there is no Docker here.
-pub(crate) fn probe() -> Option<String> {
+/// What says why this Docker is not here.
+pub(crate) fn probe(release: DockerRelease) -> Option<String> {
     let parts = [
         "usr/sbin/dockerd",
         "usr/bin/docker",
@@ -69,16 +97,19 @@ pub(crate) fn probe() -> Option<String> {
         "usr/bin/containerd-shim-runc-v2",
     ];
     for part in parts {
-        let mut asked = command(Command::new(unpacked(part)));
-        let works = asked.arg("-v").output().is_ok_and(|output| output.status.success());
-        if !works {
+        let file = release.file(part);
+        if release == DockerRelease::Later && !file.starts_with(&release.roots()[0]) {
+            return Some(format!("{part} of Debian 13's Docker is not unpacked"));
+        }
+        let works = release.command(Command::new(file)).arg("-v").output();
+        if !works.is_ok_and(|output| output.status.success()) {
             return Some(format!("{part} of Docker is neither unpacked nor installed"));
         }
     }
-    if !unpacked("usr/bin/etcd").exists() {
+    if !release.file("usr/bin/etcd").exists() {
         return Some("there is no etcd 3.4 for Docker's cluster store".to_owned());
     }
-    let busybox = unpacked("bin/busybox");
+    let busybox = release.file("bin/busybox");
     (!busybox.exists()).then(|| "there is no static busybox".to_owned())
 }
 
@@ -90,6 +121,7 @@ pub struct Docker(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     name: String,
+    release: DockerRelease,
     prefix: String,
     netns: Arc<Netns>,
     directory: PathBuf,
@@ -105,7 +137,7 @@ impl Docker {
     /// If its directory cannot be made.
     #[track_caller]
     #[must_use]
-    pub fn new(lab: &Lab, host: &Host) -> Self {
+    pub fn new(lab: &Lab, host: &Host, release: DockerRelease) -> Self {
         let name = format!("docker{}", host.index());
         let directory = lab.directory().join(&name);
         for part in ["run/plugins", "etc/plugins", "data", "exec"] {
@@ -115,6 +147,7 @@ impl Docker {
         fs::write(directory.join("resolv.conf"), "nameserver 127.0.0.1\n").expect("as above");
         let inner = Inner {
             name,
+            release,
             prefix: lab.prefix().to_owned(),
             netns: Arc::clone(host.netns()),
             directory,
@@ -166,9 +199,9 @@ impl Docker {
         assert!(!self.running(), "{} runs already", self.0.name);
         let inner = &*self.0;
         let directory = inner.directory.display().to_string();
-        let mut daemon = command(inner.netns.command("unshare"));
+        let mut daemon = inner.release.command(inner.netns.command("unshare"));
         daemon.args(["--mount", "--uts", "--propagation", "unchanged", "sh", "-c", ENTER, "sh"]);
-        daemon.args([&directory, &inner.name]).arg(unpacked("usr/sbin/dockerd"));
+        daemon.args([&directory, &inner.name]).arg(inner.release.file("usr/sbin/dockerd"));
         for (flag, place) in
             [("data-root", "data"), ("exec-root", "exec"), ("pidfile", "docker.pid")]
         {
@@ -200,7 +233,7 @@ impl Docker {
         for part in ["bin", "etc", "tmp", "root", "proc", "dev", "sys"] {
             fs::create_dir_all(root.join(part)).expect("the lab's directory takes another");
         }
-        let busybox = unpacked("bin/busybox");
+        let busybox = self.0.release.file("bin/busybox");
         fs::copy(&busybox, root.join("bin/busybox")).expect("the busybox can be copied");
         let mut list = Command::new(&busybox);
         list.arg("--list");
@@ -266,7 +299,8 @@ impl Docker {
     /// The command `docker` for this daemon.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut docker = command(Command::new(unpacked("usr/bin/docker")));
+        let release = self.0.release;
+        let mut docker = release.command(Command::new(release.file("usr/bin/docker")));
         docker.env("DOCKER_HOST", format!("unix://{}", self.socket().display()));
         docker.env("DOCKER_CONFIG", self.0.directory.join("client"));
         docker.args(args);
@@ -428,7 +462,7 @@ impl ClusterStore {
     pub fn start(lab: &Lab) -> Self {
         let client = format!("http://192.0.2.254:{}", Self::PORT);
         let peer = format!("http://192.0.2.254:{}", Self::PORT + 1);
-        let mut etcd = lab.switch().command(unpacked("usr/bin/etcd"));
+        let mut etcd = lab.switch().command(DockerRelease::Usual.file("usr/bin/etcd"));
         etcd.arg("--data-dir").arg(lab.directory().join("cluster-store"));
         etcd.args(["--enable-v2", "--name", "c", "--initial-cluster", &format!("c={peer}")]);
         for flag in ["listen-client-urls", "advertise-client-urls"] {

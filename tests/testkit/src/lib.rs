@@ -59,7 +59,7 @@ pub use attack::{Attack, Dice, Pace};
 pub use capability::{Cap, missing};
 pub use capture::Capture;
 pub use container::Container;
-pub use docker::Docker;
+pub use docker::{Docker, DockerRelease};
 pub use harness::Suite;
 pub use inject::{Tap, send_frames, send_protocol, udp_frame};
 pub use lab::{Family, Host, Lab, LabBuilder, Store, Underlay};
