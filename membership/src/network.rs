@@ -97,7 +97,15 @@ pub enum Error {
     /// Every pair of UDP ports is held.
     #[error("no pair of UDP ports is left: choose a subnet that no other network overlaps")]
     NoUdpPort,
-    /// A UDP port that the network cannot have.
+    /// A UDP port that a vxlan network cannot have for its own.
+    #[error("UDP port {port} cannot be used: {cause}; choose another one")]
+    OwnUdpPort {
+        /// The port.
+        port: u16,
+        /// Why not.
+        cause: String,
+    },
+    /// Two UDP ports that the network cannot have.
     #[error("UDP ports {port} and {next} cannot be used: {cause}; choose another port, or leave \
              udp_port out", next = port.saturating_add(1))]
     UdpPort {

@@ -14,6 +14,7 @@ on_each_store!(
     only_one_of_two_that_are_made_at_once_gets_the_subnet,
     overlapping_networks_get_ports_of_their_own,
     ports_that_are_asked_for_must_be_free,
+    ports_of_vxlan_networks_are_theirs,
     subnets_that_are_added_are_checked,
     what_is_restored_is_checked,
 );
@@ -50,6 +51,29 @@ async fn only_one_of_two_that_are_made_at_once_gets_the_subnet(_: Backend, world
     network::create(&store, &spec("frames", Mode::Vxlan, "192.0.2.0/24")).await.unwrap();
     network::remove(&store, made[0].name.as_str(), false).await.unwrap();
     network::create(&store, &spec("again", Mode::IpIp, "192.0.2.128/25")).await.unwrap();
+}
+
+/// A host receives on a port for one kind of network only.
+async fn ports_of_vxlan_networks_are_theirs(_: Backend, world: World) {
+    let store = world.store();
+    let with = |name: &str, mode, subnet: &str, port| NetworkSpec {
+        udp_port: Some(port),
+        ..spec(name, mode, subnet)
+    };
+    let first = network::FIRST_UDP_PORT;
+    for (name, port) in [("a", first + 1), ("b", first + 1), ("c", 4789)] {
+        network::create(&store, &with(name, Mode::Vxlan, "192.0.2.0/24", port)).await.unwrap();
+    }
+    let error = network::create(&store, &with("d", Mode::Vxlan, "192.0.2.0/24", UDP_PORT_V4)).await;
+    assert!(error.unwrap_err().to_string().contains("that of IP in UDP"));
+    let error = network::create(&store, &with("e", Mode::IpUdp, "192.0.2.0/24", first)).await;
+    assert!(error.unwrap_err().to_string().contains("has one of them"));
+    // What chooses for itself keeps off them.
+    network::create(&store, &spec("f", Mode::IpUdp, "192.0.2.0/24")).await.unwrap();
+    let chosen = network::create(&store, &spec("g", Mode::IpUdp, "192.0.2.0/24")).await.unwrap();
+    assert_eq!(chosen.udp_port, Some(first + 2));
+    let error = network::create(&store, &with("h", Mode::Vxlan, "192.0.2.0/24", first + 3)).await;
+    assert!(error.unwrap_err().to_string().contains("network g of mode ipudp has it"));
 }
 
 async fn overlapping_networks_get_ports_of_their_own(_: Backend, world: World) {

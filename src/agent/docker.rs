@@ -102,6 +102,15 @@ impl Dockers {
         fresh.map(|pending| pending.pool.clone()).collect()
     }
 
+    /// The pool that was asked for last, if that was within this many seconds.
+    #[must_use]
+    pub fn last(&self, seconds: u64) -> Option<String> {
+        let now = now_seconds();
+        let file = self.lock();
+        let last = file.pending.last().filter(|last| now.saturating_sub(last.at) <= seconds);
+        last.map(|last| last.pool.clone())
+    }
+
     /// Keeps a copy of a record.
     ///
     /// # Errors
@@ -191,6 +200,7 @@ mod tests {
         first.put(&noted).unwrap();
         let second = Dockers::open(dir.path());
         assert_eq!(second.pending(), ["198.51.100.0/24", "192.0.2.0/24;vni=7"]);
+        assert_eq!(second.last(PENDING).as_deref(), Some("198.51.100.0/24"));
         assert_eq!(second.networks(&host), vec![noted.clone()]);
         second.remove(&noted).unwrap();
         assert_eq!(Dockers::open(dir.path()).networks(&host), []);

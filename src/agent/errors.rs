@@ -37,6 +37,7 @@ pub fn network_error(error: &network::Error) -> Error {
         | network::Error::Overlap { .. }
         | network::Error::Domain { .. }
         | network::Error::NoUdpPort
+        | network::Error::OwnUdpPort { .. }
         | network::Error::InUse { .. }
         | network::Error::InDocker { .. } => Error::conflict(error.to_string()),
         _ => Error::bad_request(error.to_string()),

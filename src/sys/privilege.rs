@@ -20,7 +20,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 ///
 /// - `CAP_NET_ADMIN`: TAPs, links, addresses, `nft`, and socket buffers beyond the system's limit;
 /// - `CAP_NET_BIND_SERVICE`: a UDP port below 1024 for a network that asks for one;
-/// - `CAP_NET_RAW`: the firewalls of `iptables-legacy`, which asks for it;
+/// - `CAP_NET_RAW`: sockets of protocol 4 and 41, of hellos, and the firewalls of `iptables-legacy`;
 /// - `CAP_SYS_ADMIN`: namespaces are entered, made and pinned;
 /// - `CAP_SYS_PTRACE`: a sandbox is named by the id of its process, `/proc/PID/ns/net`.
 pub const RUNNING: &[Capability] = &[

@@ -14,6 +14,7 @@ use crate::support::{AGENTS, exchange, measured};
 
 mod faults;
 mod global;
+mod pools;
 mod replay;
 mod starts;
 
@@ -63,6 +64,9 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::pools_outlive_the_agent", AGENTS, starts::pools_outlive_the_agent);
     suite.test("docker::set_aside", AGENTS, starts::set_aside);
     suite.test("docker::swarm_frees", AGENTS, starts::swarm_frees);
+    suite.test("docker::prefix_that_nobody_wrote", AGENTS, pools::prefix_that_nobody_wrote);
+    suite.test("docker::pools_beside_routes", AGENTS, pools::pools_beside_routes);
+    suite.test("docker::gateways_that_are_not_needed", AGENTS, pools::gateways_that_are_not_needed);
     suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);
     for name in ["local", "fail", "kv", "swarm"] {
         suite.test(format!("docker::replay_{name}"), AGENTS, move || replay::replay(name));
@@ -223,7 +227,8 @@ fn two_hosts(release: DockerRelease) {
     let a = one.run("ca", "web", &[]);
     measured("docker run", format_args!("{:?}", started.elapsed()));
     let b = two.run("cb", "web", &[]);
-    let c = two.run("cc", "web", &[]);
+    let c = two.run("cc", "web", &["--ip6", "2001:db8:1::77"]);
+    assert_eq!(c.address(Family::V6), "2001:db8:1::77".parse::<std::net::IpAddr>().unwrap());
     let all: BTreeSet<_> = [&a, &b, &c].map(|c| c.address(Family::V4)).into();
     assert_eq!(all.len(), 3, "no address twice: {all:?}");
     let told = seen(one, "ca", "web");

@@ -50,6 +50,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("swarm::hosts_that_differ_come_to_rest", WITH_VXLAN, hosts_that_differ_come_to_rest);
     suite.test("swarm::many_entries_at_once", WITH_VXLAN, many_entries_at_once);
     suite.test("swarm::what_does_not_fit_is_refused", WITH_VXLAN, what_does_not_fit_is_refused);
+    suite.test("swarm::entered_once", WITH_VXLAN, entered_once);
     for (name, test) in [
         (
             "swarm::notes::a_removed_network_is_given_up",
@@ -485,11 +486,32 @@ fn what_does_not_fit_is_refused() {
     // The port is Docker's here, so the network cannot be attached to on this host.
     let refused = agents[0].try_cli(&["attach", SWARM, "--netns", &path]);
     assert!(!refused.status.success() && refused.stderr.contains("4789"), "{refused}");
-    // Once is once: nothing is followed.
+}
+
+/// Once is once: what is there is entered, and nothing is followed.
+fn entered_once() {
+    let lab = Lab::with_hosts(2).build();
+    let sandbox = Sandbox::new(&lab, lab.host(1), "ov1");
+    let agents = agents(&lab, 2);
+    let path = sandbox.path();
     let once = ["network", "vtep", "export", SWARM, "--netns", &path, "--apply"];
+    let known = |count: usize| {
+        wait_until("the endpoint is known", SOON, || {
+            let known = agents[0].json(&["endpoints"]);
+            (known.as_array().map(Vec::len) == Some(count)).then_some(())
+        });
+    };
+    let first = agents[1].container(&lab, SWARM, "c1", &[]);
+    known(1);
     assert!(agents[0].cli(&once).stdout.contains("once"));
+    wait_entered(&sandbox, &first);
     let listed = agents[0].cli(&["network", "vtep", "ls", SWARM]).stdout;
     assert!(!listed.contains("export"), "{listed}");
+    let second = agents[1].container(&lab, SWARM, "c2", &[]);
+    known(2);
+    assert!(!sandbox.entries().contains(&mac_text(second.mac())));
+    let _ = agents[0].cli(&once);
+    wait_entered(&sandbox, &second);
 }
 
 /// Docker on the first two hosts of the lab, in one Swarm; the first one is its manager.

@@ -82,17 +82,22 @@ impl Turn {
 }
 
 /// Finds a routed network its place among the others. With `chooses`, an ipudp network that asks for
-/// no ports and overlaps gets ports of its own. `None` for a network that is not routed.
+/// no ports and overlaps gets ports of its own. `None` where there is nothing to be found: for most vxlan
+/// networks.
 ///
 /// # Errors
 ///
-/// [`Error::Domain`], [`Error::UdpPort`], [`Error::NoUdpPort`], or why the store did not answer.
+/// [`Error::Domain`], [`Error::UdpPort`], [`Error::OwnUdpPort`], [`Error::NoUdpPort`], or why the store
+/// did not answer.
 pub(crate) async fn enter(
     store: &Store,
     record: &mut NetworkRecord,
     chooses: bool,
 ) -> Result<Option<Turn>, Error> {
-    if !record.mode.is_routed() {
+    let frames = !record.mode.is_routed();
+    // A vxlan network is no part of a domain. One with a port of its own, when it is made, must find a
+    // port that no routed network has.
+    if frames && (record.udp_port.is_none() || !chooses) {
         return Ok(None);
     }
     // Before the networks: what comes later changes it.
@@ -102,16 +107,15 @@ pub(crate) async fn enter(
     let others: Vec<&NetworkRecord> =
         others.iter().map(|found| &found.record).filter(|other| other.id != record.id).collect();
     match record.udp_port {
+        Some(port) if frames => check_vxlan_port(port, &others)?,
         Some(port) => {
             let pair = [port, port.saturating_add(1)];
             if pair.into_iter().any(is_well_known) {
                 let cause = "one of them is that of VXLAN".to_owned();
                 return Err(Error::UdpPort { port, cause });
             }
-            let holder = others.iter().find(|other| {
-                let (v4, v6) = udp_ports(other);
-                other.mode.is_routed() && pair.iter().any(|it| [v4, v6].contains(it))
-            });
+            let holder =
+                others.iter().find(|other| pair.iter().any(|port| own_ports(other).contains(port)));
             if let Some(other) = holder {
                 let cause = format!("network {} has one of them", other.name);
                 return Err(Error::UdpPort { port, cause });
@@ -136,15 +140,37 @@ pub(crate) async fn enter(
                 let hosts: Vec<(Key, Found<HostRecord>)> = store.records(Range::KnownHosts).await?;
                 let vteps = hosts.iter().flat_map(|(_, found)| &found.record.vteps);
                 let mut taken: BTreeSet<u16> = vteps.map(|vtep| vtep.port).collect();
-                for other in others.iter().filter(|other| other.mode.is_routed()) {
-                    let (v4, v6) = udp_ports(other);
-                    taken.extend([v4, v6]);
-                }
+                taken.extend(others.iter().flat_map(|other| own_ports(other)));
                 record.udp_port = Some(free_pair(&taken).ok_or(Error::NoUdpPort)?);
             }
         }
     }
     Ok(Some(turn))
+}
+
+/// The UDP ports that a network has by itself, and not as its hosts' VTEPs have them.
+fn own_ports(network: &NetworkRecord) -> Vec<u16> {
+    if network.mode.is_routed() {
+        let (v4, v6) = udp_ports(network);
+        return vec![v4, v6];
+    }
+    network.udp_port.into_iter().collect()
+}
+
+/// A vxlan network's own port, which other vxlan networks may have too.
+fn check_vxlan_port(port: u16, others: &[&NetworkRecord]) -> Result<(), Error> {
+    if [UDP_PORT_V4, UDP_PORT_V6].contains(&port) {
+        let cause = "it is that of IP in UDP".to_owned();
+        return Err(Error::OwnUdpPort { port, cause });
+    }
+    let mut routed = others.iter().filter(|other| other.mode.is_routed());
+    match routed.find(|other| own_ports(other).contains(&port)) {
+        Some(other) => {
+            let cause = format!("network {} of mode {} has it", other.name, other.mode);
+            Err(Error::OwnUdpPort { port, cause })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The first of two free ports.

@@ -149,9 +149,13 @@ async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
 fn own_ports(agent: &Agent) -> Vec<u16> {
     let mut ports = agent.datapath.config().ports.clone();
     agent.tables.view(|view| {
-        for item in view.networks().filter(|item| item.record.mode.is_routed()) {
-            let (v4, v6) = membership::network::udp_ports(&item.record);
-            ports.extend([v4, v6]);
+        for item in view.networks() {
+            if item.record.mode.is_routed() {
+                let (v4, v6) = membership::network::udp_ports(&item.record);
+                ports.extend([v4, v6]);
+            } else {
+                ports.extend(item.record.udp_port);
+            }
         }
     });
     ports

@@ -32,6 +32,7 @@
 //! address and answers, and the way out is Docker's own bridge, a second interface, as with Docker's
 //! overlay.
 
+mod choose;
 mod endpoint;
 mod keep;
 mod network;
@@ -77,6 +78,7 @@ pub struct Driver {
     endpoints: tokio::sync::Mutex<()>,
     /// Addresses that were given out and have no endpoint yet: nobody else gets them.
     early: Mutex<BTreeMap<(NetworkId, IpAddr), Instant>>,
+    repeats: choose::Repeats,
 }
 
 impl Driver {
@@ -89,6 +91,7 @@ impl Driver {
             networks: tokio::sync::Mutex::default(),
             endpoints: tokio::sync::Mutex::default(),
             early: Mutex::default(),
+            repeats: choose::Repeats::default(),
         })
     }
 

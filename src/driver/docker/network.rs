@@ -133,7 +133,13 @@ impl Driver {
     pub(super) async fn create_network(&self, asked: types::Network) -> Answer {
         let asked = self.read(&asked, Options::of_network(&asked.options)?)?;
         let turn = self.networks.lock().await;
-        self.note(&asked, |record| record.created = true).await?;
+        // AllocateNetwork is not told of it, and may come after.
+        let internal = asked.options.internal;
+        let created = |record: &mut DockerRecord| {
+            record.created = true;
+            record.internal = internal;
+        };
+        self.note(&asked, created).await?;
         drop(turn);
         Ok(json!({}))
     }
@@ -192,7 +198,6 @@ impl Driver {
             }
             let mut record = mine.map(|noted| noted.record.clone()).unwrap_or_default();
             record.pools = asked.pools.iter().map(|pool| whole(pool, &record.pools)).collect();
-            record.internal = asked.options.internal;
             record.gwbridge = asked.options.gwbridge.unwrap_or(true);
             change(&mut record);
             let noted = DockerNetwork {
@@ -229,7 +234,12 @@ impl Driver {
                 Err(err) => return Err(network_error(&err)),
             }
         }
-        Err(Error::conflict("the name of the network is taken by another one")
+        // One with the same name, and not with all of these subnets.
+        let (all, name) = (self.networks().await?, self.name_of(asked)?);
+        if let Some(found) = all.iter().find(|network| network.name == name) {
+            asked.pools.iter().try_for_each(|pool| check_subnet(found, pool.prefix))?;
+        }
+        Err(Error::conflict(format!("the name {name} is taken by another network"))
             .next_step("say which network it is with -o network=NAME"))
     }
 
@@ -248,25 +258,25 @@ impl Driver {
         if self.is_by_itself(asked) {
             return Ok(named(&self.name_of(asked)?));
         }
-        let prefixes: Vec<IpNet> = asked.pools.iter().map(|pool| pool.prefix).collect();
+        let written = asked.pools.iter().filter(|pool| pool.chosen.is_none());
+        let prefixes: Vec<IpNet> = written.map(|pool| pool.prefix).collect();
         self.by_prefixes(all, &prefixes)
     }
 
     /// Whether a network is not the one that others with the same subnets have.
     fn is_by_itself(&self, asked: &Asked) -> bool {
-        let chosen = asked.pools.iter().any(|pool| pool.chosen.is_some());
+        let written = asked.pools.iter().any(|pool| pool.chosen.is_none());
         // A global one has one id on all hosts, and Docker gives its subnets to it alone.
-        chosen
-            || asked.pools.is_empty()
-            || asked.dockers_choice
-            || self.scope == DockerScope::Global
+        !written || asked.dockers_choice || self.scope == DockerScope::Global
     }
 
     /// The name that a network gets, the same on every host that is asked the same.
     fn name_of(&self, asked: &Asked) -> Result<NetworkName, Error> {
         let which = &asked.options.which;
+        let written = asked.pools.iter().find(|pool| pool.chosen.is_none());
         let chosen = asked.pools.iter().find_map(|pool| pool.chosen.as_deref());
-        let name = match (&which.network, which.vni, chosen, asked.pools.first()) {
+        let chosen = chosen.filter(|_| written.is_none());
+        let name = match (&which.network, which.vni, chosen, written) {
             (Some(name), ..) => return Ok(name.clone()),
             (None, Some(vni), ..) => format!("docker-vni-{vni}"),
             (None, None, Some(chosen), _) if self.scope == DockerScope::Local => {
@@ -289,6 +299,7 @@ impl Driver {
         let mut spec = NetworkSpec::new(self.name_of(asked)?, subnets);
         spec.vni = asked.options.which.vni;
         spec.mtu = asked.options.mtu;
+        spec.udp_port = asked.options.udp_port;
         // One that a container could have is the network's; another one is Docker's fancy.
         let usable = |ip: &&IpAddr| {
             let home = spec.subnets.iter().find(|subnet| subnet.contains(*ip));
@@ -348,6 +359,11 @@ impl Driver {
         if options.mtu.is_some() && options.mtu != found.mtu {
             let has = found.mtu.map_or_else(|| "automatic".to_owned(), |mtu| mtu.to_string());
             return differs("mtu", format!("it is {has}"));
+        }
+        if options.udp_port.is_some() && options.udp_port != found.udp_port {
+            let has =
+                found.udp_port.map_or_else(|| "that of the hosts".to_owned(), |it| it.to_string());
+            return differs("udp_port", format!("it is {has}"));
         }
         for (option, value) in &options.network {
             let mut wanted: NetworkOptions = found.options.clone();
@@ -482,7 +498,12 @@ impl Driver {
         change: impl Fn(&mut DockerRecord),
     ) -> Answer {
         for mut noted in noted {
+            let before = noted.record.clone();
             change(&mut noted.record);
+            // What its host removes in this moment must not come back.
+            if noted.record == before && (before.created || before.allocated) {
+                continue;
+            }
             // Before the record, or it would be written again.
             if noted.host == self.agent.name {
                 self.agent.dockers.remove(&noted).map_err(|err| state_error(&err))?;

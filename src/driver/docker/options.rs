@@ -33,6 +33,8 @@ pub(super) struct Options {
     pub which: Which,
     /// Its MTU.
     pub mtu: Option<u16>,
+    /// Its UDP port, if not that of the hosts.
+    pub udp_port: Option<u16>,
     /// Whether Docker may give containers an interface to its own bridge.
     pub gwbridge: Option<bool>,
     /// Whether it must not reach beyond itself.
@@ -122,12 +124,16 @@ impl Options {
                 }
                 "gwbridge" => options.gwbridge = Some(switch(name, &value)?),
                 other if other.starts_with(DOCKERS) => {}
-                _ => {
-                    NetworkOptions::default()
-                        .set(name, &value)
-                        .map_err(|err| unknown(name, &err.to_string()))?;
-                    options.network.push((name.clone(), value));
-                }
+                _ => match NetworkOptions::udp_port(name, &value) {
+                    Ok(None) => {
+                        NetworkOptions::default()
+                            .set(name, &value)
+                            .map_err(|err| unknown(name, &err.to_string()))?;
+                        options.network.push((name.clone(), value));
+                    }
+                    Ok(port) => options.udp_port = port,
+                    Err(err) => return Err(unknown(name, &err.to_string())),
+                },
             }
         }
         Ok(options)
@@ -163,6 +169,8 @@ mod tests {
         assert_eq!(options.network, [("nat_outgoing".to_owned(), String::new())]);
         let dockers = flat(json!({ VXLAN_IDS: "9001,9002", MTU: "1300" })).unwrap();
         assert_eq!((dockers.which.vni, dockers.mtu), (Vni::new(9001), Some(1300)));
+        let port = flat(json!({ "udp-port": "4790" })).unwrap();
+        assert_eq!((port.udp_port, port.network), (Some(4790), Vec::new()));
         assert_eq!(
             flat(json!({ "network": "web" })).unwrap().which.network,
             NetworkName::new("web").ok()
@@ -178,6 +186,7 @@ mod tests {
             (json!({ "network": "a/b" }), "letters"),
             (json!({ "encrypted": "" }), "nat_outgoing"),
             (json!({ "gwbridge": "perhaps" }), "true or false"),
+            (json!({ "udp_port": "many" }), "65534"),
         ] {
             let error = flat(given).unwrap_err();
             let whole = format!("{error}; {}", error.next_step.clone().unwrap_or_default());

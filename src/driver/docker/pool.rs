@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use encap::Vni;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use membership::ipam;
 use membership::key::{EndpointId, Key, NetworkId, NetworkName};
 use membership::record::{AddressRange, AddressRecord, NetworkRecord};
@@ -31,10 +31,6 @@ const GATEWAY: &str = "com.docker.network.gateway";
 /// How long an address that was asked for belongs to whom it was given, without an endpoint. Docker
 /// goes on within milliseconds; afterwards its start has failed, and the next one asks again.
 const JUST: Duration = Duration::from_secs(30);
-/// Where subnets come from that nobody asked for: /24s of it.
-const CHOSEN: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 208, 0, 0), 12);
-/// How many random subnets are tried.
-const CHOICES: usize = 256;
 
 /// What a pool is, in Docker's hands as a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,10 +175,13 @@ impl Driver {
                         .next_step("`skybridge network inspect` shows those that it has")
                 })?
             }
-            ("", None) => {
-                chosen = Some(format!("{:08x}", rand::random::<u32>()));
-                self.choose(&all, asked.v6)?
-            }
+            ("", None) => match self.partner(&all, asked.v6) {
+                Some(prefix) => prefix,
+                None => {
+                    chosen = Some(format!("{:08x}", rand::random::<u32>()));
+                    self.choose(&all, asked.v6)?
+                }
+            },
             (text, _) => prefix_of(text)?,
         };
         let range = match asked.sub_pool.as_str() {
@@ -199,13 +198,18 @@ impl Driver {
         if self.joins_by_prefix(&pool) {
             self.by_prefixes(&all, &[prefix])?;
         }
+        if asked.pool.is_empty() && self.repeats.is_tired(&pool.to_string(), Instant::now()) {
+            return Err(Error::conflict(format!("{prefix} is asked for over and over"))
+                .cause("Docker seems to want another one, since this host has a route there")
+                .next_step(format!("give --subnet {prefix}")));
+        }
         let answer = json!({ "PoolID": pool.to_string(), "Pool": prefix.to_string(), "Data": {} });
         self.agent.dockers.ask(pool.to_string()).map_err(|err| state_error(&err))?;
         Ok(answer)
     }
 
     /// Whether a pool's network is the one with its prefix.
-    fn joins_by_prefix(&self, pool: &PoolId) -> bool {
+    pub(super) fn joins_by_prefix(&self, pool: &PoolId) -> bool {
         self.scope == DockerScope::Local && pool.which == Which::default() && pool.chosen.is_none()
     }
 
@@ -214,35 +218,8 @@ impl Driver {
         self.all_pending().find(|pool| pool.prefix == prefix)
     }
 
-    fn all_pending(&self) -> impl Iterator<Item = PoolId> {
+    pub(super) fn all_pending(&self) -> impl Iterator<Item = PoolId> {
         self.agent.dockers.pending().into_iter().filter_map(|pool| pool.parse().ok())
-    }
-
-    /// A subnet that nobody has, so far.
-    fn choose(&self, all: &[NetworkRecord], v6: bool) -> Result<IpNet, Error> {
-        let pending: Vec<PoolId> = self.all_pending().collect();
-        let taken = |candidate: &IpNet| {
-            let subnets = all.iter().flat_map(|network| &network.subnets);
-            let asked = pending.iter().map(|pool| &pool.prefix);
-            subnets.chain(asked).any(|other| other.contains(candidate) || candidate.contains(other))
-        };
-        for _ in 0..CHOICES {
-            let candidate = if v6 {
-                // A unique local prefix (RFC 4193): 40 random bits, subnet 0.
-                let random = u128::from(rand::random::<u64>() >> 24) << 80;
-                let ip = Ipv6Addr::from((0xfd_u128 << 120) | random);
-                IpNet::V6(Ipv6Net::new_assert(ip, 64))
-            } else {
-                let index = rand::random_range(0..1_u32 << (24 - CHOSEN.prefix_len()));
-                let ip = Ipv4Addr::from(u32::from(CHOSEN.addr()) | index << 8);
-                IpNet::V4(Ipv4Net::new_assert(ip, 24))
-            };
-            if !taken(&candidate) {
-                return Ok(candidate);
-            }
-        }
-        Err(Error::conflict(format!("no free subnet was found in {CHOSEN}"))
-            .next_step("give one with --subnet"))
     }
 
     /// RequestAddress.

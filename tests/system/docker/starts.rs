@@ -1,5 +1,6 @@
 //! What Docker asks in the moment in which an agent stops or starts, on one host and on the second.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -40,7 +41,7 @@ fn unsay(agent: &Agent, from: &str, to: &str, address: &str) {
     cut_off["mac"] = json!("00:00:00:00:00:00");
     cut_off["ips"] = json!([address]);
     let path = agent.state_dir().join("attachments").join(to);
-    std::fs::write(path, cut_off.to_string()).unwrap();
+    fs::write(path, cut_off.to_string()).unwrap();
 }
 
 /// CreateEndpoint and Join complete what an earlier run has begun, whether the store has it or not.
@@ -178,11 +179,19 @@ pub(crate) fn swarm_frees() {
         options = hand.done("NetworkDriver.AllocateNetwork", &asked)["Options"].clone();
     }
     for hand in &hands {
-        let options = json!({ "com.docker.network.generic": options });
+        let options = json!({
+            "com.docker.network.generic": options,
+            "com.docker.network.internal": true,
+        });
         let asked = json!({ "NetworkID": hand.network, "Options": options, "IPv4Data": data });
         let _ = hand.done("NetworkDriver.CreateNetwork", &asked);
     }
     let [one, two] = &hands;
+    // A node that becomes the leader allocates what it has already, and is not told that it is internal.
+    let asked = json!({ "NetworkID": one.network, "Options": options, "IPv4Data": data });
+    let _ = one.done("NetworkDriver.AllocateNetwork", &asked);
+    let noted = fs::read_to_string(agents[0].0.state_dir().join("docker.json")).unwrap();
+    assert!(noted.contains("\"internal\": true"), "{noted}");
     let ids = json!({ "NetworkID": one.network });
     let _ = two.done("NetworkDriver.FreeNetwork", &ids);
     for _ in 0..2 {
@@ -261,7 +270,7 @@ pub(crate) fn pools_outlive_the_agent() {
     in_the_range();
     assert_eq!(agent.json(&["network", "ls"])[0]["name"], "web");
     agent.kill9();
-    std::fs::remove_file(agent.state_dir().join("docker.json")).unwrap();
+    fs::remove_file(agent.state_dir().join("docker.json")).unwrap();
     agent.start();
     let again = json!({ "NetworkID": hand.network, "IPv4Data": create["IPv4Data"],
         "Options": { "com.docker.network.generic": { "network": "web" } } });
