@@ -9,6 +9,7 @@
 
 mod attach;
 mod bounds;
+mod demo;
 mod direct;
 mod docker;
 mod errors;
@@ -69,6 +70,7 @@ fn main() {
     store_faults::register(&mut suite);
     session::register(&mut suite);
     join::register(&mut suite);
+    demo::register(&mut suite);
     errors::register(&mut suite);
     privileges::register(&mut suite);
     manager::register(&mut suite);
