@@ -65,6 +65,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("docker::set_aside", AGENTS, starts::set_aside);
     suite.test("docker::swarm_frees", AGENTS, starts::swarm_frees);
     suite.test("docker::prefix_that_nobody_wrote", AGENTS, pools::prefix_that_nobody_wrote);
+    suite.test("docker::routed_networks_are_refused", AGENTS, pools::routed_networks_are_refused);
     suite.test("docker::pools_beside_routes", AGENTS, pools::pools_beside_routes);
     suite.test("docker::gateways_that_are_not_needed", AGENTS, pools::gateways_that_are_not_needed);
     suite.test("docker::global_scope", WITH_DOCKER, global::global_scope);
@@ -389,6 +390,15 @@ fn users_options(release: DockerRelease) {
     traffic::ping(b.netns(), c.address(Family::V4), 56);
     let links = two.exec("cb", &["ip", "link"]);
     assert!(!links.contains("eth1"), "no second interface: {links}");
+    // Where nobody writes an IPv6 subnet, the second host takes over what the first has chosen.
+    for docker in &scene.dockers {
+        let args = [&ours[..], &["--ipv6", "--subnet", "198.18.0.0/24", "b5"]].concat();
+        let _ = create(docker, &args).expect_success();
+    }
+    let (e, f) = (one.run("ce", "b5", &[]), two.run("cf", "b5", &[]));
+    traffic::ping(e.netns(), f.address(Family::V6), 56);
+    drop((e, f));
+    let _ = one.docker(&["rm", "-f", "ce"]);
 
     for (args, says) in [
         (
@@ -429,7 +439,7 @@ fn users_options(release: DockerRelease) {
     let left = two.docker(&["ps", "-aq"]);
     let _ = two
         .docker(&[&["rm", "-f"], left.split_whitespace().collect::<Vec<_>>().as_slice()].concat());
-    scene.both(&["network", "rm", "b1", "b2", "b3"]);
+    scene.both(&["network", "rm", "b1", "b2", "b3", "b5"]);
     let listed = scene.agents[0].json(&["network", "ls"]);
     let names: Vec<_> = listed.as_array().unwrap().iter().map(|net| net["name"].clone()).collect();
     assert_eq!(names, ["blue"], "what an administrator made stays");

@@ -65,6 +65,21 @@ pub(crate) fn pools_beside_routes() {
     assert!(refused["Error"].as_str().is_some_and(|it| it.contains("10.0.0.0/8")), "{refused}");
 }
 
+/// Docker's interfaces need frames.
+pub(crate) fn routed_networks_are_refused() {
+    let lab = Lab::with_hosts(1).build();
+    let (host, socket) = agent(&lab, 1, "local");
+    host.create_network("red", &["--mode", "ipip", "--subnet", "198.51.100.0/24"]);
+    let space = "skybridge-local";
+    let create = json!({
+        "NetworkID": "0123456789abcdef",
+        "Options": { "com.docker.network.generic": { "network": "red" } },
+        "IPv4Data": [{ "AddressSpace": space, "Pool": "198.51.100.0/24" }],
+    });
+    let refused = ask(&socket, "NetworkDriver.CreateNetwork", &create);
+    assert!(refused["Err"].as_str().is_some_and(|it| it.contains("mode ipip")), "{refused}");
+}
+
 /// Docker from 28 on asks first whether it needs a gateway.
 pub(crate) fn gateways_that_are_not_needed() {
     let lab = Lab::with_hosts(1).build();
