@@ -60,7 +60,9 @@ const GATHER: Millis = Millis(500);
 const LOOK: Millis = Millis(2_000);
 /// How long after hosts begin to be asked routes of an earlier run stay where nothing is known of theirs.
 const INHERITED: Millis = Millis(30_000);
-/// Direct hellos that one address of this host takes in at a turn: those of a thousand hosts.
+/// Hellos that are taken in at a turn: those of a thousand hosts. Direct ones are counted for each of this
+/// host's addresses, those from tunnels together. More of them wait, so that a flood does not keep others
+/// from the ways.
 const HELLOS: usize = 1_024;
 /// What needs attention.
 const UNPROBED: &str = "paths";
@@ -426,7 +428,7 @@ fn were_direct(agent: &Agent) -> BTreeSet<HostName> {
 /// Takes what others sent.
 fn hear(agent: &Agent, sockets: &Sockets, now: Millis) {
     let mut entries = agent.paths.lock();
-    for found in agent.datapath.probes().drain() {
+    for found in agent.datapath.probes().drain().take(HELLOS) {
         let Some(hello) = Hello::parse(found.payload()) else { continue };
         let way = if found.via == Via::Ip { Way::IpIp } else { Way::Udp };
         let from = entries.values_mut().find(|entry| entry.peer.vteps.contains(&found.source));
