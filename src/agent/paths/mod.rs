@@ -336,17 +336,19 @@ async fn own_vteps(agent: &Agent) -> Result<Vec<IpNet>, link::Error> {
 async fn open(agent: &Agent, sockets: &mut Sockets, vteps: &[IpNet]) {
     sockets.senders.retain(|sender| vteps.iter().any(|vtep| vtep.addr() == sender.source()));
     for vtep in vteps {
-        if sockets.senders.iter().any(|sender| sender.source() == vtep.addr()) {
+        let source = vtep.addr();
+        if sockets.senders.iter().any(|sender| sender.source() == source) {
             continue;
         }
-        match Sender::open(vtep.addr()) {
+        let known = agent.config.vteps.iter().find(|own| own.bind == source);
+        match Sender::open(source, known.map_or(source, |own| own.advertise)) {
             Ok(sender) => {
                 sockets.senders.push(sender);
                 agent.clear_warning(UNPROBED);
             }
             Err(err) => agent.warn(
                 UNPROBED,
-                format!("no hellos can be sent from {}: {err}", vtep.addr()),
+                format!("no hellos can be sent from {source}: {err}"),
                 Some("the agent needs CAP_NET_RAW; packets go in UDP meanwhile".to_owned()),
             ),
         }
