@@ -11,7 +11,7 @@ use testkit::{
     Agent, AgentSpec, Cap, Capture, Container, Family, Lab, Netns, Store, Suite, wait_until,
 };
 
-use crate::support::{carry, measured};
+use crate::support::{carry, drops, measured};
 
 const CAPS: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Tcpdump];
 pub(crate) const RED: &str = "red";
@@ -33,6 +33,7 @@ pub(crate) fn register(suite: &mut Suite) {
         suite.timed(format!("paths::one_subnet{over}"), CAPS, move || one_subnet(family));
     }
     suite.test("paths::cross_subnet", CAPS, cross_subnet);
+    suite.test("paths::behind_nat", CAPS, behind_nat);
     suite.test("paths::a_strict_host", CAPS, a_strict_host);
     suite.test("paths::the_option_changes", CAPS, the_option_changes);
 }
@@ -93,13 +94,18 @@ pub(crate) fn red(
     }
     let agents: Vec<Agent> =
         (1..).zip(specs).map(|(host, spec)| lab.start_agent(host, spec)).collect();
+    let containers = join(&lab, &agents, options);
+    (lab, agents, containers)
+}
+
+/// Makes the network with an agent, and a container on each one's host.
+fn join(lab: &Lab, agents: &[Agent], options: &[&str]) -> Vec<Container> {
     let subnets = [Family::V4, Family::V6].map(|family| ["--subnet", subnet(family)]).concat();
     agents[0].create_network(RED, &[&subnets[..], &["--mode", "ipip"], options].concat());
-    let containers: Vec<Container> = (1..)
-        .zip(&agents)
-        .map(|(index, agent)| agent.container(&lab, RED, &format!("c{index}"), &[]))
-        .collect();
-    (lab, agents, containers)
+    (1..)
+        .zip(agents)
+        .map(|(index, agent)| agent.container(lab, RED, &format!("c{index}"), &[]))
+        .collect()
 }
 
 /// The network's subnet of a family.
@@ -362,6 +368,38 @@ fn cross_subnet() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(near.stop().len() >= 20);
     assert_eq!(asked.stop(), Vec::<String>::new(), "nobody asks");
+}
+
+/// Hosts that know each other by addresses that are translated on the way hear each other by every way.
+fn behind_nat() {
+    let lab = Lab::with_hosts(2).build();
+    let inside = apart(&lab, Family::V4, 2);
+    let known = IpAddr::from([198, 18, 0, 2]);
+    lab.host(1).netns().ip("route add 198.18.0.0/24 via 192.0.2.254");
+    let table = format!(
+        "table ip lab_nat {{
+            chain in {{ type nat hook prerouting priority -100; ip daddr {known} dnat to {inside}; }}
+            chain out {{ type nat hook postrouting priority 100; ip saddr {inside} snat to {known}; }}
+        }}"
+    );
+    let _ = lab.switch().exec("nft", &[&table]);
+    let store = SocketAddr::new(lab.host(1).address(Family::V4), 2379);
+    let agents = [
+        lab.start_agent(1, lab.spec(1, Store::Embedded, Family::V4)),
+        lab.start_agent(2, AgentSpec::new(known).bind(inside).store(store)),
+    ];
+    let ends = join(&lab, &agents, &["-o", "encapsulate=auto"]);
+    let both = [&agents[0], &agents[1]];
+    wait_for("ipip", both);
+    for (from, to) in [(0, 1), (1, 0)] {
+        wait_until("hellos arrive by every way", ALLOWED, || {
+            let path = path_of(both[from], both[to]);
+            let arrive = path["ways"].as_array()?.iter().filter(|way| way["arrives"] == true);
+            (arrive.count() == 2).then_some(())
+        });
+        carry(&lab, &ends[from], &ends[to], 1_000_000);
+        assert_eq!(drops(both[from], "in_network_unknown"), 0);
+    }
 }
 
 /// A host that only takes what it would answer by the same interface finds the direct way too.
