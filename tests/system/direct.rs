@@ -208,7 +208,7 @@ fn a_host_that_cannot() {
         .map(|(index, agent)| agent.container(&lab, "blue", &format!("b{index}"), &[]))
         .collect();
     agents[1].wait_log("has no whole way out", ALLOWED);
-    wait_direct_in(&agents[0], "blue", &blue[1], true);
+    wait_direct_in(&agents[0], "blue", blue[1].address(Family::V4), true);
     carry(&lab, &blue[0], &blue[1], 500_000);
     wait_direct(&agents[0], &ends[1], false);
     carry(&lab, &ends[0], &ends[1], 500_000);
