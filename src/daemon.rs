@@ -473,6 +473,7 @@ fn start_datapath(
         datapath::Config {
             workers,
             addresses: config.vteps.iter().map(|vtep| vtep.bind).collect(),
+            advertised: config.vteps.iter().map(|vtep| vtep.advertise).collect(),
             ports,
             fan: config.datapath.source_ports,
             offload,

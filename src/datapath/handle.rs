@@ -45,6 +45,8 @@ pub struct Config {
     pub workers: usize,
     /// VTEP addresses of this host, at most one per family.
     pub addresses: Vec<IpAddr>,
+    /// What other hosts know them as: others behind NAT.
+    pub advertised: Vec<IpAddr>,
     /// UDP ports to listen on.
     pub ports: Vec<u16>,
     /// Source ports per worker and fan.
@@ -215,7 +217,7 @@ impl Datapath {
                 Arc::clone(&self.learn),
                 Arc::clone(&self.heard),
             )
-            .with_probes(Arc::clone(&self.probes)),
+            .with_probes(Arc::clone(&self.probes), config.advertised.clone()),
             heard: Arc::clone(&self.heard),
             commands: receiver,
             wake: Arc::clone(&wake),

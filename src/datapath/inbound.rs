@@ -80,6 +80,8 @@ pub struct Inbound {
     /// As `passed`, for packets.
     pub(super) passed_packet: Option<PassedPacket>,
     pub(super) probes: Arc<Probes>,
+    /// Where probes are for.
+    pub(super) advertised: Vec<IpAddr>,
     pub(super) own: Vec<(IpAddr, u16)>,
     pub(super) coalesce: bool,
     confirm: Millis,
@@ -110,6 +112,7 @@ impl Inbound {
             passed: None,
             passed_packet: None,
             probes: Arc::default(),
+            advertised: Vec::new(),
             own,
             coalesce,
             confirm,
@@ -118,10 +121,11 @@ impl Inbound {
         }
     }
 
-    /// Gives the probes of packets to this queue, shared with the other workers.
+    /// Gives the probes of packets that come to `advertised`, which others know this host by, to this
+    /// queue, shared with the other workers.
     #[must_use]
-    pub fn with_probes(self, probes: Arc<Probes>) -> Self {
-        Self { probes, ..self }
+    pub fn with_probes(self, probes: Arc<Probes>, advertised: Vec<IpAddr>) -> Self {
+        Self { probes, advertised, ..self }
     }
 
     /// Whether the ports take super-frames of UDP.

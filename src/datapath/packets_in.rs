@@ -113,7 +113,12 @@ impl Inbound {
                 self.drops.add(DropReason::InFamily, 1);
                 continue;
             }
-            if let Some(payload) = probe::of(&packet, bytes, meta.source, &self.own) {
+            let is_of_sender = |source| {
+                let known = || turn.snapshot.vtep_by_address(source);
+                Some(source) == meta.source
+                    || known().is_some_and(|inner| same_host(turn.snapshot, inner, vtep))
+            };
+            if let Some(payload) = probe::of(&packet, bytes, &self.advertised, is_of_sender) {
                 if !self.probes.push(meta.source, from.via, payload) {
                     self.drops.add(DropReason::InProbeOverflow, 1);
                 }

@@ -62,16 +62,18 @@ impl Probes {
     }
 }
 
-/// The payload of a probe: from the sender of the outer packet, to a VTEP address of ours, to the port.
+/// The payload of a probe: to the port, from an address of the host that the outer packet came from, to
+/// an address that others know us by. Neither need be an outer one: on the way addresses may be
+/// translated, and a host may send from another one than it is reached at.
 pub(super) fn of<'a>(
     packet: &Packet,
     bytes: &'a [u8],
-    outer: Option<IpAddr>,
-    own: &[(IpAddr, u16)],
+    own: &[IpAddr],
+    is_of_sender: impl FnOnce(IpAddr) -> bool,
 ) -> Option<&'a [u8]> {
-    if Some(packet.source) != outer
-        || packet.udp_port(bytes) != Some(encap::probe::PORT)
-        || !own.iter().any(|(address, _)| *address == packet.destination)
+    if packet.udp_port(bytes) != Some(encap::probe::PORT)
+        || !own.contains(&packet.destination)
+        || !is_of_sender(packet.source)
     {
         return None;
     }

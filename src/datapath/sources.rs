@@ -162,6 +162,7 @@ mod tests {
         let config = Config {
             workers,
             addresses: vec![HOME],
+            advertised: vec![HOME],
             ports: vec![free],
             fan: 4,
             offload: UdpOffload::NONE,

@@ -63,6 +63,11 @@ pub fn vtep_address_v6(slot: usize) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, slot as u16 + 1))
 }
 
+/// What other hosts would know a VTEP as behind NAT.
+pub fn translated(slot: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(0xcb00_7101 + slot as u32))
+}
+
 /// A VTEP of a host of its own.
 pub fn vtep(slot: usize) -> Vtep {
     Vtep {
@@ -365,7 +370,8 @@ impl Host {
             Arc::clone(&heard),
         );
         let probes = Arc::new(Probes::default());
-        let inbound = inbound.with_probes(Arc::clone(&probes));
+        let known = vec![vtep_address(slot), vtep_address_v6(slot), translated(slot)];
+        let inbound = inbound.with_probes(Arc::clone(&probes), known);
         outbound.paths.share(Arc::clone(&heard));
         outbound.own = vec![vtep_address(slot), vtep_address_v6(slot)];
         let port = PortState {

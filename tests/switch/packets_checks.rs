@@ -14,7 +14,7 @@ use skybridge::datapath::probe;
 
 use super::frames::{Spec, v4, v6};
 use super::lab::{
-    Arrived, At, Host, Lab, NETWORK, Options, Weather, vtep_address, vtep_address_v6,
+    Arrived, At, Host, Lab, NETWORK, Options, Weather, translated, vtep_address, vtep_address_v6,
 };
 use super::packets::{
     PORTS, by_ip, by_udp, partial, prefix, put_route, received, routed, routed_network, set_routed,
@@ -322,7 +322,7 @@ fn one_bad_packet_of_a_train_is_dropped_alone_and_no_verdict_outlives_its_batch(
 
 #[test]
 fn probes_are_for_the_agent() {
-    let mut lab = routed(2, Options::default(), Carrier::IpIp, false);
+    let mut lab = routed(3, Options::default(), Carrier::IpIp, false);
     let host = &mut lab.hosts[0];
     let from_vtep =
         |payload: &[u8]| with(12, own(1), tunnel(own(0), 17, &udp_to(encap::probe::PORT, payload)));
@@ -331,10 +331,28 @@ fn probes_are_for_the_agent() {
     assert_eq!((got[0].source, got[0].via, got[0].payload()), (own(1), Via::Ip, &b"hello"[..]));
     assert_eq!((got[1].via, got[1].payload()), (Via::Udp(PORTS.v4), &[7; probe::PAYLOAD][..]));
     assert_eq!(host.dropped(), []);
-    // Of anybody else it is none.
-    host.receive(&[by_ip(1, &with(12, v4(17).into(), from_vtep(b"x")))]);
+    // Of anybody else it is none, nor to anybody else.
+    for forged in
+        [(12, v4(17).into()), (12, own(2)), (12, own(0)), (12, translated(1)), (16, own(1))]
+    {
+        host.receive(&[by_ip(1, &with(forged.0, forged.1, from_vtep(b"x")))]);
+    }
     assert_eq!(host.probes.drain().count(), 0);
-    assert_eq!(host.dropped(), [(InNetworkUnknown, At::Worker, 1)]);
+    assert_eq!(host.dropped(), [(InNetworkUnknown, At::Worker, 5)]);
+    // Addresses may be translated on the way, or be others of the host.
+    for [known, accepted] in [[own(1), translated(1)], [translated(1), own(1)]] {
+        host.set_vtep(1, |vtep| (vtep.address, vtep.accept) = (known, vec![accepted]));
+        for inside in [own(1), translated(1)] {
+            let hello = with(16, translated(0), with(12, inside, from_vtep(b"far")));
+            host.receive(&[by_ip(1, &hello), by_udp(1, &hello)]);
+        }
+        let got: Vec<_> = host.probes.drain().collect();
+        assert!(got.iter().all(|it| it.source == own(1) && it.payload() == b"far"), "{got:?}");
+        assert_eq!(got.len(), 4);
+    }
+    host.receive(&[by_ip(1, &with(12, own(2), from_vtep(b"x")))]);
+    assert_eq!(host.probes.drain().count(), 0);
+    assert_eq!(host.dropped(), [(InNetworkUnknown, At::Worker, 6)]);
     for _ in 0..2 * probe::CAPACITY {
         host.receive(&[by_ip(1, &from_vtep(b"many"))]);
     }

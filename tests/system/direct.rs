@@ -9,8 +9,8 @@ use testkit::{Agent, Cap, Container, Family, Lab, Store, Suite, wait_until};
 
 use crate::l3::route_to;
 use crate::paths::{
-    ALLOWED, RED, TABLE, cut, host_half, path_of, red, under_traffic, wait_direct, wait_direct_in,
-    wait_for,
+    ALLOWED, IN_IP, RED, TABLE, cut, host_half, path_of, red, under_traffic, wait_direct,
+    wait_direct_in, wait_for,
 };
 use crate::support::{AGENTS, carry, measured};
 
@@ -57,7 +57,7 @@ fn wait_reached(from: &testkit::Netns, to: IpAddr) {
 /// Endpoints move between two hosts of one subnet and a distant one, and keep addresses that lie in the
 /// blocks of others.
 fn addresses_that_moved() {
-    let (lab, agents, mut ends) = red(3, true, &["-o", "encapsulate=cross-subnet"]);
+    let (lab, agents, mut ends) = red(Family::V4, 3, true, &["-o", "encapsulate=cross-subnet"]);
     wait_direct(&agents[0], &ends[1], true);
     wait_direct(&agents[1], &ends[0], true);
     agents[1].allow_log("is cut off");
@@ -112,7 +112,7 @@ fn hosts_reach_containers(value: &str) {
 
 /// Routes and rules that somebody removes, and an interface that goes down and up.
 fn what_is_taken_away() {
-    let (lab, agents, ends) = red(2, false, &["-o", "encapsulate=auto"]);
+    let (lab, agents, ends) = red(Family::V4, 2, false, &["-o", "encapsulate=auto"]);
     wait_for("direct", [&agents[0], &agents[1]]);
     wait_direct(&agents[0], &ends[1], true);
     let host = lab.host(1).netns();
@@ -137,14 +137,14 @@ fn what_is_taken_away() {
 
 /// An agent that starts finds packets going directly, and they go on: here nothing else passes.
 fn restart() {
-    let (lab, agents, ends) = red(2, false, &["-o", "encapsulate=auto"]);
+    let (lab, agents, ends) = red(Family::V4, 2, false, &["-o", "encapsulate=auto"]);
     let both = [&agents[0], &agents[1]];
     wait_for("direct", both);
     wait_direct(&agents[0], &ends[1], true);
     wait_direct(&agents[1], &ends[0], true);
-    cut(&lab, "ip protocol { 4, 41 }");
+    cut(&lab, IN_IP);
     cut(&lab, "udp dport { 4760, 4761 }");
-    let pauses = under_traffic(&lab, &ends[0], &ends[1], || {
+    let pauses = under_traffic(&lab, Family::V4, &ends[0], &ends[1], || {
         agents[1].kill9();
         agents[1].start();
         wait_until("it is known", ALLOWED, || {
@@ -162,7 +162,7 @@ fn restart() {
 
 /// A firewall that lets answers pass, and nothing that comes by itself, closes the direct way.
 fn a_firewall_that_knows_answers() {
-    let (lab, agents, ends) = red(2, false, &[]);
+    let (lab, agents, ends) = red(Family::V4, 2, false, &[]);
     for host in [1, 2] {
         lab.host(host).netns().exec(
             "nft",
@@ -192,7 +192,7 @@ fn a_firewall_that_knows_answers() {
 /// A host that has no way in for a network gets its packets in the tunnel, and another network's go
 /// directly all the same.
 fn a_host_that_cannot() {
-    let (lab, agents, ends) = red(2, false, &[]);
+    let (lab, agents, ends) = red(Family::V4, 2, false, &[]);
     lab.host(2).netns().ip("link add other type bridge");
     lab.host(2).netns().ip("link set other up");
     lab.host(2).netns().ip("addr add 198.51.100.241/29 dev other");
@@ -208,7 +208,7 @@ fn a_host_that_cannot() {
         .map(|(index, agent)| agent.container(&lab, "blue", &format!("b{index}"), &[]))
         .collect();
     agents[1].wait_log("has no whole way out", ALLOWED);
-    wait_direct_in(&agents[0], "blue", &blue[1], true);
+    wait_direct_in(&agents[0], "blue", blue[1].address(Family::V4), true);
     carry(&lab, &blue[0], &blue[1], 500_000);
     wait_direct(&agents[0], &ends[1], false);
     carry(&lab, &ends[0], &ends[1], 500_000);
@@ -220,7 +220,7 @@ fn a_host_that_cannot() {
 
 /// Nobody gets packets into a network as a host's by any interface but the underlay's.
 fn only_by_the_underlay() {
-    let (lab, agents, ends) = red(2, false, &["-o", "encapsulate=cross-subnet"]);
+    let (lab, agents, ends) = red(Family::V4, 2, false, &["-o", "encapsulate=cross-subnet"]);
     wait_direct(&agents[0], &ends[1], true);
     wait_direct(&agents[1], &ends[0], true);
     carry(&lab, &ends[0], &ends[1], 200_000);

@@ -2,7 +2,7 @@
 //! sandbox sees.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,6 +44,10 @@ pub(crate) fn register(suite: &mut Suite) {
             let name = format!("l3::without_{name}_{mode}");
             suite.test(name, AGENTS, move || without(mode, mask));
         }
+        suite.test(format!("l3::containers_without_offloads_{mode}"), AGENTS, move || {
+            containers_without_offloads(mode);
+        });
+        suite.test(format!("l3::segment_sizes_{mode}"), WITH_TCPDUMP, move || segment_sizes(mode));
         suite.timed(format!("l3::an_agent_that_is_killed_{mode}"), AGENTS, move || {
             an_agent_that_is_killed(mode);
         });
@@ -246,6 +250,55 @@ fn without(mode: &str, mask: &[&str]) {
         offload::bytes(&lab, &ends[1], &ends[0]);
         assert_no_checksum_errors(&[&ends[0], &ends[1]]);
     }
+}
+
+/// The containers' own offloads off, on both sides and on either.
+fn containers_without_offloads(mode: &str) {
+    let lab = Lab::with_hosts(2).build();
+    let (_agents, ends) = red(&lab, mode, Family::V4, |spec| spec);
+    for switched in [[false, false], [true, false], [false, true]] {
+        for (end, on) in ends.iter().zip(switched) {
+            end.set_offloads(on);
+        }
+        exchange(&lab, &ends[0], &ends[1], 2_000_001);
+        exchange(&lab, &ends[1], &ends[0], 2_000_001);
+    }
+    assert_no_checksum_errors(&[&ends[0], &ends[1]]);
+}
+
+/// A container that announces larger segments than its interface takes is believed, until the
+/// network is told to lower what they announce.
+fn segment_sizes(mode: &str) {
+    const ANNOUNCED: u16 = 8000;
+    let lab = Lab::with_hosts(2).build();
+    let (agents, ends) = red(&lab, mode, Family::V4, |spec| spec);
+    let [from, to] = &ends[..] else { unreachable!("two containers") };
+    for (family, router) in [(Family::V4, "169.254.1.1"), (Family::V6, "fe80::1")] {
+        let address = to.address(family);
+        let way = format!("via {router} dev eth0 onlink advmss {ANNOUNCED}");
+        from.netns().ip(&format!("route add {address} {way}"));
+    }
+    // What the other container sees in the SYN of a connection.
+    let announced = |family: Family| -> u16 {
+        let at = SocketAddr::new(to.address(family), traffic::next_port());
+        let filter = format!("tcp dst port {}", at.port());
+        let name = format!("syn-{}", at.port());
+        let capture = Capture::start(to.netns(), "eth0", &filter, &lab.logs(), &name);
+        let _listener = to.netns().enter(|| TcpListener::bind(at)).unwrap();
+        let _stream = from.netns().enter(|| TcpStream::connect(at)).unwrap();
+        capture.wait(1, SOON);
+        let seen = capture.stop();
+        let size = seen[0].split_once("mss ").expect("a SYN says the size").1;
+        size.split([',', ']']).next().unwrap().parse().unwrap()
+    };
+    assert_eq!(FAMILIES.map(announced), [ANNOUNCED; 2]);
+    let _ = agents[0].cli(&["network", "update", RED, "-o", "mss_clamp=true"]);
+    let fits = from.mtu() - 20;
+    wait_until("it is lowered to what the path carries", SOON, || {
+        (FAMILIES.map(announced) == [fits - 20, fits - 40]).then_some(())
+    });
+    carry(&lab, from, to, 1_000_000);
+    carry(&lab, to, from, 1_000_000);
 }
 
 /// kill -9 under traffic, and back with another number of workers.

@@ -91,6 +91,7 @@ impl End {
         let config = || Config {
             workers: WORKERS,
             addresses: vec![host.address(Family::V4), host.address(Family::V6)],
+            advertised: Vec::new(),
             ports: vec![4789],
             fan: 4,
             offload: UdpOffload::probe(),

@@ -60,7 +60,9 @@ const GATHER: Millis = Millis(500);
 const LOOK: Millis = Millis(2_000);
 /// How long after hosts begin to be asked routes of an earlier run stay where nothing is known of theirs.
 const INHERITED: Millis = Millis(30_000);
-/// Direct hellos that one address of this host takes in at a turn: those of a thousand hosts.
+/// Hellos that are taken in at a turn: those of a thousand hosts. Direct ones are counted for each of this
+/// host's addresses, those from tunnels together. More of them wait, so that a flood does not keep others
+/// from the ways.
 const HELLOS: usize = 1_024;
 /// What needs attention.
 const UNPROBED: &str = "paths";
@@ -334,17 +336,19 @@ async fn own_vteps(agent: &Agent) -> Result<Vec<IpNet>, link::Error> {
 async fn open(agent: &Agent, sockets: &mut Sockets, vteps: &[IpNet]) {
     sockets.senders.retain(|sender| vteps.iter().any(|vtep| vtep.addr() == sender.source()));
     for vtep in vteps {
-        if sockets.senders.iter().any(|sender| sender.source() == vtep.addr()) {
+        let source = vtep.addr();
+        if sockets.senders.iter().any(|sender| sender.source() == source) {
             continue;
         }
-        match Sender::open(vtep.addr()) {
+        let known = agent.config.vteps.iter().find(|own| own.bind == source);
+        match Sender::open(source, known.map_or(source, |own| own.advertise)) {
             Ok(sender) => {
                 sockets.senders.push(sender);
                 agent.clear_warning(UNPROBED);
             }
             Err(err) => agent.warn(
                 UNPROBED,
-                format!("no hellos can be sent from {}: {err}", vtep.addr()),
+                format!("no hellos can be sent from {source}: {err}"),
                 Some("the agent needs CAP_NET_RAW; packets go in UDP meanwhile".to_owned()),
             ),
         }
@@ -426,7 +430,7 @@ fn were_direct(agent: &Agent) -> BTreeSet<HostName> {
 /// Takes what others sent.
 fn hear(agent: &Agent, sockets: &Sockets, now: Millis) {
     let mut entries = agent.paths.lock();
-    for found in agent.datapath.probes().drain() {
+    for found in agent.datapath.probes().drain().take(HELLOS) {
         let Some(hello) = Hello::parse(found.payload()) else { continue };
         let way = if found.via == Via::Ip { Way::IpIp } else { Way::Udp };
         let from = entries.values_mut().find(|entry| entry.peer.vteps.contains(&found.source));

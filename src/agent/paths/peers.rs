@@ -7,7 +7,7 @@ use encap::probe::Way;
 use ipnet::IpNet;
 use membership::gateway;
 use membership::key::{HostName, NetworkId};
-use membership::network::udp_ports;
+use membership::network::{UDP_PORT_V4, UDP_PORT_V6, udp_ports};
 use membership::reconcile::Reconciler;
 use membership::record::{Encapsulate, Mode, NetworkRecord};
 use membership::view::View;
@@ -22,7 +22,8 @@ pub struct Peer {
     pub source: IpAddr,
     /// All addresses that what it encapsulates may come from.
     pub vteps: Vec<IpAddr>,
-    /// Where it takes hellos in UDP.
+    /// Where it takes hellos in UDP: at the port of the first network of the two that asks for the best
+    /// way, for which both listen. Nobody listens for one that only looks at the subnet.
     pub port: u16,
     /// Whether a network of the two that asks for the best way is carried in IP, and so whether that way
     /// is of any use.
@@ -48,6 +49,19 @@ impl Peer {
             Way::IpIp => self.ipip,
             Way::Udp => true,
         }
+    }
+
+    /// Takes over how a network of the two is carried. The first one by its identity comes first: so both
+    /// hosts choose the same.
+    fn shares(&mut self, record: &NetworkRecord, probed: bool) {
+        let ip_in_ip = record.mode == Mode::IpIp;
+        if probed && !self.probed {
+            let (v4, v6) = udp_ports(record);
+            self.port = if self.vtep.is_ipv6() { v6 } else { v4 };
+        }
+        self.probed |= probed;
+        self.ipip |= probed && ip_in_ip;
+        self.plainly_ipip |= !probed && ip_in_ip;
     }
 
     /// Whether it takes packets of a network as they are.
@@ -103,12 +117,11 @@ pub fn find(
             let Some(here) = vteps.iter().find(|here| here.addr().is_ipv6() == v6) else {
                 continue;
             };
-            let ports = udp_ports(record);
             let peer = found.entry(host.clone()).or_insert_with(|| Peer {
                 vtep,
                 source: here.addr(),
                 vteps: vteps_of(view, host),
-                port: if v6 { ports.1 } else { ports.0 },
+                port: if v6 { UDP_PORT_V6 } else { UDP_PORT_V4 },
                 ipip: false,
                 plainly_ipip: false,
                 probed: false,
@@ -116,9 +129,7 @@ pub fn find(
                 same_subnet: here.contains(&vtep),
                 own: Vec::new(),
             });
-            peer.probed |= probed;
-            peer.ipip |= probed && record.mode == Mode::IpIp;
-            peer.plainly_ipip |= !probed && record.mode == Mode::IpIp;
+            peer.shares(record, probed);
             let theirs = own_addresses(view, id, host);
             if probed && peer.same_subnet && peer.direct.is_none() {
                 let of_family = |ips: &[IpAddr]| ips.iter().find(|ip| ip.is_ipv6() == v6).copied();
@@ -128,4 +139,50 @@ pub fn find(
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use encap::Vni;
+
+    use super::*;
+
+    fn network(mode: Mode, udp_port: Option<u16>) -> NetworkRecord {
+        let (id, name) = (NetworkId::new("n1").unwrap(), "red".parse().unwrap());
+        let mut record = NetworkRecord::new(id, name, Vni::new(7).unwrap());
+        (record.mode, record.udp_port) = (mode, udp_port);
+        record
+    }
+
+    #[test]
+    fn hellos_go_to_a_port_that_a_network_is_listened_for_at() {
+        let plain = (network(Mode::IpIp, None), false);
+        let own = |port| (network(Mode::IpUdp, Some(port)), true);
+        let not_asked = (network(Mode::IpUdp, Some(5010)), false);
+        let falls_back = (network(Mode::IpIp, None), true);
+        for (networks, v4) in [
+            (vec![plain.clone(), own(5000)], 5000),
+            (vec![not_asked.clone(), own(5000), own(5002)], 5000),
+            (vec![own(5002), plain.clone(), falls_back.clone()], 5002),
+            (vec![not_asked, falls_back], UDP_PORT_V4),
+        ] {
+            for (vtep, port) in [("192.0.2.2", v4), ("2001:db8::2", v4 + 1)] {
+                let vtep: IpAddr = vtep.parse().unwrap();
+                let mut peer = Peer {
+                    vtep,
+                    source: vtep,
+                    vteps: Vec::new(),
+                    port: 0,
+                    ipip: false,
+                    plainly_ipip: false,
+                    probed: false,
+                    direct: None,
+                    same_subnet: false,
+                    own: Vec::new(),
+                };
+                networks.iter().for_each(|(record, probed)| peer.shares(record, *probed));
+                assert_eq!(peer.port, port, "{networks:?}");
+            }
+        }
+    }
 }

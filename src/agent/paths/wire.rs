@@ -32,23 +32,26 @@ const OUTER_MAX: usize = ipv6::HEADER_LEN;
 #[derive(Debug)]
 pub(super) struct Sender {
     source: IpAddr,
+    /// What other hosts know the address as, which is another one behind NAT: tunnelled hellos say it
+    /// inside, where nobody translates.
+    advertised: IpAddr,
     raw: Socket,
     udp: UdpSocket,
 }
 
 impl Sender {
-    /// Opens the sockets at `source`. Needs `CAP_NET_RAW`.
+    /// Opens the sockets at `source`, which others know as `advertised`. Needs `CAP_NET_RAW`.
     ///
     /// # Errors
     /// The address is not here, or the capability is missing.
-    pub(super) fn open(source: IpAddr) -> io::Result<Self> {
+    pub(super) fn open(source: IpAddr, advertised: IpAddr) -> io::Result<Self> {
         let at = SocketAddr::new(source, 0);
         let domain = Domain::for_address(at);
         let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
         raw.set_nonblocking(true)?;
         let udp = UdpSocket::bind(at)?;
         udp.set_nonblocking(true)?;
-        Ok(Self { source, raw, udp })
+        Ok(Self { source, advertised, raw, udp })
     }
 
     /// The address that they send from.
@@ -65,7 +68,7 @@ impl Sender {
         let mut packet = [0; OUTER_MAX + probe::PACKET_MAX];
         let (outer, inner) = packet.split_at_mut(OUTER_MAX);
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-        let len = hello.emit((self.source, probe::PORT), to, inner).ok_or_else(invalid)?;
+        let len = hello.emit((self.advertised, probe::PORT), to, inner).ok_or_else(invalid)?;
         if hello.way == Way::Udp {
             let datagram = inner.get(..len).ok_or_else(invalid)?;
             return self.udp.send_to(datagram, SocketAddr::new(to, port)).map(drop);

@@ -23,6 +23,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct AgentSpec {
     vtep: IpAddr,
+    bind: Option<IpAddr>,
     stores: Vec<String>,
     embedded: Option<SocketAddr>,
     config: Option<String>,
@@ -37,8 +38,16 @@ impl AgentSpec {
     #[must_use]
     pub fn new(vtep: IpAddr) -> Self {
         let (stores, args, environment) = (Vec::new(), Vec::new(), Vec::new());
-        let (embedded, config, unit) = (None, None, None);
-        Self { vtep, stores, embedded, config, args, secure: false, environment, unit }
+        let (bind, embedded, config, unit) = (None, None, None, None);
+        Self { vtep, bind, stores, embedded, config, args, secure: false, environment, unit }
+    }
+
+    /// Says that its host has this address where others know another one, as behind NAT.
+    #[must_use]
+    pub fn bind(mut self, address: IpAddr) -> Self {
+        self.bind = Some(address);
+        let vtep = self.vtep;
+        self.config(&format!("vtep = [{{ address = \"{vtep}\", bind = \"{address}\" }}]"))
     }
 
     /// Sets an environment variable for it.
@@ -213,7 +222,10 @@ impl Agent {
         for (name, value) in &spec.environment {
             command.env(name, value);
         }
-        command.args(["--name", &self.0.name, "--vtep", &spec.vtep.to_string()]);
+        command.args(["--name", &self.0.name]);
+        if spec.bind.is_none() {
+            command.args(["--vtep", &spec.vtep.to_string()]);
+        }
         if !spec.secure {
             command.arg("--insecure-store");
         }
