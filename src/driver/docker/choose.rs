@@ -26,8 +26,8 @@ const ROUTES: &str = "/proc/net/route";
 const TIRED: u32 = 16;
 /// Docker asks again within milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// Docker asks for the pool of the second family within milliseconds of the first one's, in seconds.
-const JUST: u64 = 2;
+/// Seconds within which Docker asks for the pool of the second family after the first one's.
+const JUST: u64 = 10;
 
 /// How often the same pool was asked for at once.
 #[derive(Debug, Default)]
@@ -102,13 +102,24 @@ impl Driver {
 
     /// The subnet of the other family in the network whose written pool Docker has just asked for: on
     /// the first host it was chosen, and the same command must come to the same network here.
-    pub(super) fn partner(&self, all: &[NetworkRecord], v6: bool) -> Option<IpNet> {
-        let last: PoolId = self.agent.dockers.last(JUST)?.parse().ok()?;
+    pub(super) async fn partner(
+        &self,
+        all: &[NetworkRecord],
+        v6: bool,
+    ) -> Result<Option<IpNet>, Error> {
+        let Some(text) = self.agent.dockers.last(JUST) else { return Ok(None) };
+        let Ok(last) = text.parse::<PoolId>() else { return Ok(None) };
         if last.prefix.addr().is_ipv6() == v6 || !self.joins_by_prefix(&last) {
-            return None;
+            return Ok(None);
         }
-        let network = self.by_prefixes(all, &[last.prefix]).ok()??;
-        network.subnets.iter().copied().find(|subnet| subnet.addr().is_ipv6() == v6)
+        // That of a network which is made already is no part of this one.
+        let noted = self.noted().await?;
+        let mut ours = noted.iter().filter(|noted| noted.host == self.agent.name);
+        if ours.any(|noted| noted.record.pools.contains(&text)) {
+            return Ok(None);
+        }
+        let Some(network) = self.by_prefixes(all, &[last.prefix])? else { return Ok(None) };
+        Ok(network.subnets.iter().copied().find(|subnet| subnet.addr().is_ipv6() == v6))
     }
 }
 

@@ -175,7 +175,7 @@ impl Driver {
                         .next_step("`skybridge network inspect` shows those that it has")
                 })?
             }
-            ("", None) => match self.partner(&all, asked.v6) {
+            ("", None) => match self.partner(&all, asked.v6).await? {
                 Some(prefix) => prefix,
                 None => {
                     chosen = Some(format!("{:08x}", rand::random::<u32>()));

@@ -26,6 +26,8 @@ pub(crate) fn prefix_that_nobody_wrote() {
             "IPv6Data": data(&chosen),
         });
         let _ = hand.done("NetworkDriver.CreateNetwork", &create);
+        // The next network's, which has no IPv4, is another one.
+        assert_ne!(hand.done("IpamDriver.RequestPool", &asked)["Pool"], chosen);
         chosen
     });
     assert_eq!(pools[0], pools[1]);
