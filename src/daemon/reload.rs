@@ -64,8 +64,8 @@ pub(super) async fn serve(
     while signal.recv().await.is_some() {
         tell_manager_begun();
         let outcome = reload(&agent, &mut running, &read).await;
+        agent.note_reload(outcome.clone());
         tell(&agent, &outcome);
-        agent.note_reload(outcome);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 }
