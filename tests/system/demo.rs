@@ -25,7 +25,9 @@ fn shows_and_tidies_up(mode: &str, table: &str) {
     let name = format!("sbdemo{}", rest.split('/').next().unwrap());
     for place in ["/run/netns", "/tmp"] {
         let left = fs::read_dir(place).unwrap().flatten().map(|entry| entry.file_name());
-        let left: Vec<_> = left.filter(|file| file.to_string_lossy().starts_with(&name)).collect();
+        // Another demo may run beside this one, under a longer number.
+        let ours = |file: &str| file == name || file.starts_with(&format!("{name}-"));
+        let left: Vec<_> = left.filter(|file| ours(&file.to_string_lossy())).collect();
         assert!(left.is_empty(), "left in {place}: {left:?}");
     }
 }

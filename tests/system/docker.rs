@@ -18,27 +18,13 @@ mod pools;
 mod replay;
 mod starts;
 
-pub(crate) const WITH_DOCKER: &[Cap] = &[
-    Cap::Root,
-    Cap::Links,
-    Cap::Tun,
-    Cap::Ethtool,
-    Cap::Nft,
-    Cap::Iptables,
-    Cap::Etcd,
-    Cap::Docker,
-];
+pub(crate) const WITH_DOCKER: &[Cap] = &with(Cap::Docker);
+const WITH_LATER: &[Cap] = &with(Cap::DockerLater);
 
-const WITH_LATER: &[Cap] = &[
-    Cap::Root,
-    Cap::Links,
-    Cap::Tun,
-    Cap::Ethtool,
-    Cap::Nft,
-    Cap::Iptables,
-    Cap::Etcd,
-    Cap::DockerLater,
-];
+const fn with(docker: Cap) -> [Cap; 8] {
+    use Cap::{Etcd, Ethtool, Iptables, Links, Nft, Root, Tun};
+    [Root, Links, Tun, Ethtool, Nft, Iptables, Etcd, docker]
+}
 
 const WITH_ETCD: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
 
