@@ -9,9 +9,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// How often a loop asks.
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Holds both signals back from this thread, and from those that it starts, while it lives.
+/// Holds both signals back from this thread and from those that it starts, to the end of the
+/// process: one that comes when all is sent must not cost the report, and the wait for that is short.
 pub(super) struct Interrupt {
-    signals: SigSet,
     /// `None` where the system has none to give; then the signals do what they always do.
     file: Option<SignalFd>,
     came: AtomicBool,
@@ -25,7 +25,7 @@ impl Interrupt {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let file = SignalFd::with_flags(&signals, flags).ok();
         let file = file.filter(|_| signals.thread_block().is_ok());
-        Self { signals, file, came: AtomicBool::new(false) }
+        Self { file, came: AtomicBool::new(false) }
     }
 
     /// For one loop.
@@ -41,14 +41,6 @@ impl Interrupt {
             self.came.store(true, Ordering::Relaxed);
         }
         self.came.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Interrupt {
-    fn drop(&mut self) {
-        if self.file.is_some() {
-            let _: nix::Result<()> = self.signals.thread_unblock();
-        }
     }
 }
 

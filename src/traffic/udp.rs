@@ -201,7 +201,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Sent, Error> {
     let session: u16 = rand::random();
     let flags = if args.verify { VERIFY } else { 0 };
     let hello = Header { kind: Kind::Hello, flags, session, number: u64::from(args.size) };
-    ask(&socket, args, hello, Kind::Welcome, args.contact)?;
+    ask(&socket, args, hello, Kind::Welcome, || args.contact)?;
 
     let stream = Outgoing::new(args, session)?;
     let interrupt = Interrupt::begin();
@@ -209,12 +209,11 @@ pub(super) fn send(args: &SendArgs) -> Result<Sent, Error> {
     let (sent, retried) = stream.run(&socket, args, started, &interrupt)?;
     let elapsed = started.elapsed();
     stream.end(&socket)?;
-    // Who interrupts may have ended the receiver too, and does not wait for long.
-    let allowed = if interrupt.came() { REPORT } else { args.contact.max(REPORT) };
-    drop(interrupt);
 
     thread::sleep(SETTLE);
     let end = Header { kind: Kind::End, flags, session, number: sent };
+    // Who interrupts may have ended the receiver too, and does not wait for long.
+    let allowed = || if interrupt.came() { REPORT } else { args.contact.max(REPORT) };
     let report = ask(&socket, args, end, Kind::Report, allowed)?;
     // One that is lost costs the receiver its time for stragglers, nothing else.
     let bye = Header { kind: Kind::Bye, ..end };
@@ -241,15 +240,15 @@ fn ask(
     args: &SendArgs,
     question: Header,
     answer: Kind,
-    allowed: Duration,
+    allowed: impl Fn() -> Duration,
 ) -> Result<Vec<u8>, Error> {
-    let until = Instant::now() + allowed;
+    let begun = Instant::now();
     let mut buffer = [0; 2048];
     let mut last = "no answer".to_owned();
     socket
         .set_read_timeout(Some(Duration::from_millis(20)))
         .map_err(Error::socket("set a time limit"))?;
-    while Instant::now() < until {
+    while begun.elapsed() < allowed() {
         if let Err(err) = socket.send(&question.emit()) {
             last = err.to_string();
             thread::sleep(Duration::from_millis(20));
@@ -271,7 +270,7 @@ fn ask(
             }
         }
     }
-    Err(Error::Contact { address: args.to, seconds: allowed.as_secs_f64(), last })
+    Err(Error::Contact { address: args.to, seconds: allowed().as_secs_f64(), last })
 }
 
 /// The datagrams to be sent and how.

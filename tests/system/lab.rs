@@ -5,8 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use testkit::traffic::{self, Tcp, Udp};
-use testkit::{Cap, Capture, Family, KernelVtep, Lab, Suite, Tap, Underlay, VtepSpec};
+use testkit::{Cap, Capture, Family, KernelVtep, Lab, Netns, Suite, Tap, Underlay, VtepSpec};
 
 use crate::support::assert_no_checksum_errors;
 
@@ -29,7 +30,50 @@ pub(crate) fn register(suite: &mut Suite) {
         &[Cap::Root, Cap::Links, Cap::Ethtool, Cap::Etcd],
         etcd_survives_a_kill,
     );
+    suite.test("lab::interrupted_senders", &[Cap::Root, Cap::Links], interrupted_senders);
     suite.test("lab::crafted_frames", &[Cap::Root, Cap::Links, Cap::Tun], crafted_frames);
+}
+
+/// A sender that is told to end gives its report, whatever it is at: still sending, letting the last
+/// datagrams arrive, or waiting for the receiver's word.
+fn interrupted_senders() {
+    let lab = Lab::with_hosts(2).build();
+    let (from, to) = (lab.host(1), lab.host(2));
+    let port = traffic::next_port();
+    let address = format!("{}:{port}", to.address(Family::V4));
+    for kind in ["udp", "tcp"] {
+        let [receive, send] = [format!("{kind}-receive"), format!("{kind}-send")];
+        let logs = lab.logs();
+        let receiver = traffic::start(to.netns(), &logs, &receive, &[&receive, &address]);
+        let args = [send.as_str(), &address, "--seconds", "30", "--verify"];
+        let rate = if kind == "udp" { &["--rate", "1000"][..] } else { &[] };
+        let args = [&args[..], rate].concat();
+        let mut sender = traffic::start(from.netns(), &logs, &send, &args);
+        let status = format!("/proc/{}/status", sender.pid());
+        testkit::wait_until("the sender holds SIGINT back", Duration::from_secs(10), || {
+            let text = fs::read_to_string(&status).ok()?;
+            let blocked = text.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+            let blocked = u64::from_str_radix(blocked.trim(), 16).ok()?;
+            (blocked & 1 << (Signal::SIGINT as u64 - 1) != 0).then_some(())
+        });
+        let before = received_bytes(to.netns());
+        testkit::wait_until("traffic flows", Duration::from_secs(10), || {
+            (received_bytes(to.netns()) > before + 20_000).then_some(())
+        });
+        testkit::wait_until("the sender has ended", Duration::from_secs(10), || {
+            sender.signal(Signal::SIGINT);
+            (!sender.running()).then_some(())
+        });
+        let sent = sender.finish(Duration::ZERO).expect_success().json();
+        let received = receiver.finish(Duration::from_secs(10)).expect_success().json();
+        assert!(received["bytes"].as_u64() > Some(0), "{received}");
+        assert_eq!(sent["bytes"], received["bytes"], "{sent} {received}");
+    }
+}
+
+fn received_bytes(netns: &Netns) -> u64 {
+    let links = netns.ip_json("-s link show dev eth0");
+    links[0]["stats64"]["rx"]["bytes"].as_u64().expect("a counter of bytes")
 }
 
 fn namespaces_of(prefix: &str) -> Vec<String> {
