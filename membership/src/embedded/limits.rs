@@ -143,6 +143,9 @@ pub const LEASE_TICK: Duration = Duration::from_millis(200);
 /// extended by the pause.
 pub const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
+/// A pause from this on is warned of: the shortest lease would have ended in it.
+pub const LEASE_NOTICED: Duration = Duration::from_secs(LEASE_MIN_TTL as u64);
+
 /// How long a shutdown waits for open streams to end.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 

@@ -297,23 +297,39 @@ impl Store {
         self.shared.leases().ids()
     }
 
-    /// Ends expired leases until the server stops.
+    /// Ends expired leases, and notices pauses of this process, until the server stops.
     pub(crate) async fn expire_leases(self: Arc<Self>) {
         let mut stopping = self.stopping();
+        tokio::select! {
+            // In this order: whoever looks at the clock first is the one that learns of a pause.
+            biased;
+            _ = stopping.wait_for(|stop| *stop) => {}
+            // Beside the other and not after it: a slow disk is no process that was stopped.
+            () = self.watch_clock() => {}
+            () = self.end_expired() => {}
+        }
+    }
+
+    async fn watch_clock(&self) {
         loop {
-            tokio::select! {
-                _ = stopping.wait_for(|stop| *stop) => return,
-                () = tokio::time::sleep(limits::LEASE_TICK) => {}
-            }
-            let now = Instant::now();
-            if let Some(pause) = self.shared.leases().observe(now) {
-                let ms = pause.as_millis() as u64;
+            tokio::time::sleep(limits::LEASE_TICK).await;
+            let Some(pause) = self.shared.leases().observe(Instant::now()) else { continue };
+            let ms = pause.as_millis() as u64;
+            if pause < limits::LEASE_NOTICED {
+                info!(ms, "the store's process was stopped for a moment");
+            } else {
                 warn!(ms, "the store's process was stopped; every lease is extended by that");
             }
+        }
+    }
+
+    async fn end_expired(self: &Arc<Self>) {
+        loop {
+            tokio::time::sleep(limits::LEASE_TICK).await;
             // All at once, so that they share commits; each is a revision of its own.
             let mut writes = JoinSet::new();
-            for id in self.expired(now) {
-                let store = Arc::clone(&self);
+            for id in self.expired(Instant::now()) {
+                let store = Arc::clone(self);
                 writes.spawn(async move {
                     match store.write(move |txn| txn.expire(id)).await {
                         Ok(()) => debug!(lease = id, "a lease has expired"),
