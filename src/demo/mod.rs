@@ -240,7 +240,9 @@ impl Demo {
                 }
                 self.check()?;
                 let namespace = self.lab.namespace(&format!("c{from}"));
-                let args = ["traffic", "ping", address, "--count", "3"];
+                // A host that has not heard of the address yet drops the first question for it; the
+                // kernel asks again after a second.
+                let args = ["traffic", "ping", address, "--count", "3", "--timeout", "3"];
                 let text = run_command(&mut self.lab.command(&namespace, &self.program, &args))?;
                 let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
                 let median = report["rtt_us"]["median"].as_f64().unwrap_or(0.0);

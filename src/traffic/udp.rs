@@ -273,6 +273,30 @@ fn ask(
     Err(Error::Contact { address: args.to, seconds: allowed().as_secs_f64(), last })
 }
 
+/// So many datagrams per second.
+struct Pace {
+    rate: u64,
+    begun: Instant,
+}
+
+impl Pace {
+    /// What may go out together: sleeping is coarse at high rates.
+    const BURST: Duration = Duration::from_millis(20);
+
+    /// How long it is until the next datagram, after `sent` of them; `None` if it is due.
+    ///
+    /// A process that did not run does not make up for it in one burst, which no queue on the way
+    /// would hold: what is more than [`Self::BURST`] late is sent that much later.
+    fn ahead(&mut self, sent: u64, now: Instant) -> Option<Duration> {
+        let at = self.begun + Duration::from_secs_f64(sent as f64 / self.rate as f64);
+        if let Some(late) = now.checked_duration_since(at) {
+            self.begun += late.saturating_sub(Self::BURST);
+            return None;
+        }
+        Some(at - now)
+    }
+}
+
 /// The datagrams to be sent and how.
 struct Outgoing {
     session: u16,
@@ -305,6 +329,7 @@ impl Outgoing {
         let deadline = started + args.seconds.unwrap_or(args.deadline).min(args.deadline);
         let count = args.count.unwrap_or(MAX_SEQUENCE - 1);
         let mut watch = interrupt.watch();
+        let mut pace = args.rate.map(|rate| Pace { rate, begun: started });
         let mut buffer = vec![0; self.size * self.segments];
         let (mut sent, mut retried) = (0_u64, 0_u64);
         while sent < count {
@@ -312,14 +337,9 @@ impl Outgoing {
             if now >= deadline || watch.over(now) {
                 break;
             }
-            if let Some(rate) = args.rate {
-                // What is due by now goes out together: sleeping is coarse at high rates.
-                let due = (now.duration_since(started).as_secs_f64() * rate as f64) as u64 + 1;
-                if sent >= due {
-                    let ahead = Duration::from_secs_f64((sent + 1 - due) as f64 / rate as f64);
-                    thread::sleep(ahead.min(deadline.saturating_duration_since(now)));
-                    continue;
-                }
+            if let Some(ahead) = pace.as_mut().and_then(|pace| pace.ahead(sent, now)) {
+                thread::sleep(ahead.min(deadline.saturating_duration_since(now)));
+                continue;
             }
             let segments = self.segments.min(usize::try_from(count - sent).unwrap_or(usize::MAX));
             let train = &mut buffer[..segments * self.size];
@@ -647,6 +667,21 @@ mod tests {
             let (sent, received) = transfer("[::1]:0", true, gro, Some(50_000));
             assert_whole(&sent, &received);
         }
+    }
+
+    #[test]
+    fn a_pace_is_kept_and_not_made_up_for() {
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        let mut pace = Pace { rate: 1000, begun };
+        assert_eq!(pace.ahead(0, at(0)), None);
+        assert_eq!(pace.ahead(7, at(4)), Some(Duration::from_millis(3)));
+        assert_eq!(pace.ahead(7, at(7)), None);
+        // Late by 20 ms, all that is due goes out; by half a second, no more than that either.
+        assert_eq!((pace.ahead(10, at(30)), pace.ahead(30, at(30))), (None, None));
+        assert_eq!(pace.ahead(31, at(30)), Some(Duration::from_millis(1)));
+        assert_eq!((pace.ahead(31, at(531)), pace.ahead(51, at(531))), (None, None));
+        assert_eq!(pace.ahead(52, at(531)), Some(Duration::from_millis(1)));
     }
 
     fn counts() -> Counts {

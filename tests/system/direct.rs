@@ -127,7 +127,9 @@ fn what_is_taken_away() {
     agents[0].wait_log("somebody had removed routes", ALLOWED);
     host.ip("rule del pref 1000");
     back("the rule is there again");
-    agents[0].allow_log("underlay");
+    for text in ["underlay", "packets that could go directly are encapsulated"] {
+        agents[0].allow_log(text);
+    }
     host.ip("link set eth0 down");
     host.ip("link set eth0 up");
     back("the interface is up again");
@@ -154,7 +156,7 @@ fn restart() {
         wait_direct(&agents[1], &ends[0], true);
     });
     measured("a restart where only direct packets pass", format_args!("{pauses:.0?} ms"));
-    assert!(pauses.iter().all(|pause| *pause < 1_000.0), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause < 3_000.0), "{pauses:?}");
     for agent in both {
         assert!(!agent.log().contains("from=\"direct\""), "{} left the way", agent.name());
     }

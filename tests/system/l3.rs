@@ -350,7 +350,7 @@ fn store_away() {
         let detail = agents[1].json(&["network", "inspect", RED]);
         (detail["local"]["reserved"].as_array()?.len() >= 2).then_some(())
     });
-    let mesh = Mesh::start(&lab, &ends, 8);
+    let mesh = Mesh::start(&lab, &ends);
     lab.etcd().kill9();
     wait_until("the store is missed", SOON, || {
         (agents[1].json(&["status"])["store"]["state"] == "away").then_some(())

@@ -314,7 +314,7 @@ fn switch_answers_for_neighbors() {
 /// The option changes while containers talk, to the switch and back, and nothing is lost.
 fn turned_under_traffic() {
     let (lab, agents, containers) = three(false);
-    let mesh = Mesh::start(&lab, &containers, 10);
+    let mesh = Mesh::start(&lab, &containers);
     let before = of_network(&agents[0], "frames_local");
     for _ in 0..2 {
         turn(&agents[0], true);

@@ -169,13 +169,12 @@ pub(crate) fn under_traffic(
     b: &Container,
     work: impl FnOnce(),
 ) -> [f64; 2] {
-    let stop = Instant::now();
     let flows = [(a, b, "there"), (b, a, "back")].map(|(from, to, name)| {
         let port = traffic::next_port();
         let at = SocketAddr::new(to.address(family), port).to_string();
         let receive =
             traffic::start(to.netns(), &lab.logs(), &format!("{name}-in"), &["udp-receive", &at]);
-        let args = ["udp-send", &at, "--seconds", "30", "--rate", "500", "--verify"];
+        let args = ["udp-send", &at, "--seconds", "300", "--rate", "500", "--verify"];
         (receive, traffic::start(from.netns(), &lab.logs(), &format!("{name}-out"), &args))
     });
     for end in [a, b] {
@@ -187,9 +186,8 @@ pub(crate) fn under_traffic(
         let before = received(end);
         wait_until("they go on", ALLOWED, || (received(end) > before + 500).then_some(()));
     }
-    let took = stop.elapsed();
-    assert!(took < Duration::from_secs(30), "the traffic ended before: {took:?}");
     flows.map(|(receive, mut send)| {
+        assert!(send.running(), "the traffic ended before");
         send.signal(Signal::SIGINT);
         let _ = send.finish(Duration::from_secs(90)).expect_success();
         let report = receive.finish(Duration::from_secs(90)).expect_success().json();
@@ -224,11 +222,12 @@ fn protocol_4_is_dropped(family: Family) {
     );
     assert!(pauses.iter().all(|pause| *pause < 30_000.0), "{pauses:?}");
     carry(&lab, &ends[1], &ends[0], 2_000_000);
-    let seen = capture.stop();
     for protocol in ["(4)", "(41)", "(17)"] {
-        let found = seen.iter().any(|line| outer_protocol(line) == Some(protocol));
-        assert!(found, "{protocol} was on the wire");
+        capture.wait_for(&format!("{protocol} was on the wire"), ALLOWED, |seen| {
+            seen.iter().any(|line| outer_protocol(line) == Some(protocol))
+        });
     }
+    let _ = capture.stop();
     let path = path_of(both[0], both[1]);
     assert_eq!(path["why"], "the cheapest that works");
     let shown = agents[0].cli(&["hosts"]).stdout;
@@ -251,6 +250,9 @@ fn one_subnet(family: Family) {
     let (lab, agents, ends) = red(family, 2, false, &["-o", "encapsulate=auto"]);
     let both = [&agents[0], &agents[1]];
     measured("direct at first", format_args!("after {:.1?}", wait_for("direct", both)));
+    for (agent, end) in [(0, 1), (1, 0)] {
+        wait_direct_in(&agents[agent], RED, ends[end].address(family), true);
+    }
     let wire = |name: &str, filter: &str| {
         Capture::start(lab.host(1).netns(), "eth0", filter, &lab.logs(), name)
     };
@@ -353,6 +355,9 @@ fn cross_subnet(family: Family) {
     let hellos = "udp port 4759 or udp portrange 4760-4761 and less 200";
     // The other family inside is not captured here: it always is in the tunnel.
     let in_ip = if family == Family::V4 { "ip proto 4" } else { "ip6 proto 41" };
+    for (agent, end) in [(0, 1), (1, 0)] {
+        wait_direct_in(&agents[agent], RED, ends[end].address(family), true);
+    }
     let wire = |name: &str, filter: &str| {
         Capture::start(lab.host(1).netns(), "eth0", filter, &lab.logs(), name)
     };

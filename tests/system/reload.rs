@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use testkit::traffic::{self, Udp};
+use testkit::traffic;
 use testkit::{
     Agent, AgentSpec, Container, EtcdSpec, Family, Lab, Pki, Process, Suite, wait_until,
 };
 
+use crate::scene::Mesh;
 use crate::support::{DUAL, NETWORK, WITH_TLS, measured};
 
 /// The time that a reload and what follows from it may take.
@@ -70,15 +71,9 @@ fn wait_connected(agent: &Agent) {
 
 /// Verified datagrams run in both directions while `work` is done; none may be lost.
 fn without_loss(lab: &Lab, [a, b]: [&Container; 2], work: impl FnOnce()) {
-    let how = Udp { count: 8000, size: 600, rate: 1000, gso: false };
-    std::thread::scope(|scope| {
-        let out = scope.spawn(|| traffic::udp(lab, a, b, Family::V4, how));
-        let back = scope.spawn(|| traffic::udp(lab, b, a, Family::V4, how));
-        work();
-        assert!(!out.is_finished() && !back.is_finished(), "the traffic has ended too early");
-        out.join().unwrap();
-        back.join().unwrap();
-    });
+    let mesh = Mesh::among(lab, &[a, b], 1000);
+    work();
+    mesh.lost_nothing("a reload");
 }
 
 fn pair(lab: &Lab, agents: [&Agent; 2]) -> [Container; 2] {
@@ -299,6 +294,7 @@ fn what_cannot_be_used_is_refused() {
     let agent = start(&lab, 1, &good);
     agent.allow_log("reload");
     agent.create_network(NETWORK, DUAL);
+    wait_connected(&agent);
     let before = session(&agent);
     // Another store on the same machine: nothing of ours is in it.
     let mut command = agent.netns().command(testkit::binary());

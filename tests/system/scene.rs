@@ -18,6 +18,8 @@ pub(crate) const ALLOWED: Duration = Duration::from_secs(20);
 pub(crate) const SHORT: &str = "[session]\nlease = \"2s\"\nhold_down = \"2s\"";
 /// How long traffic goes on when all is well again: three of these leases.
 const AFTER: Duration = Duration::from_secs(6);
+/// Seconds after which traffic ends by itself, for a test that does not end it.
+const MOST: &str = "600";
 /// Datagrams per second of each flow.
 const RATE: u64 = 200;
 /// Where endpoints lie in the store.
@@ -32,34 +34,39 @@ pub(crate) fn long() -> bool {
 /// Numbered, verified datagrams from each container to each other one.
 pub(crate) struct Mesh {
     flows: Vec<(String, [Process; 2])>,
+    rate: u64,
     started: Instant,
-    ends: Instant,
 }
 
 impl Mesh {
-    pub(crate) fn start(lab: &Lab, containers: &[Container], seconds: u32) -> Self {
+    pub(crate) fn start(lab: &Lab, containers: &[Container]) -> Self {
+        let containers: Vec<&Container> = containers.iter().collect();
+        Self::among(lab, &containers, RATE)
+    }
+
+    /// With `rate` datagrams per second of each flow.
+    pub(crate) fn among(lab: &Lab, containers: &[&Container], rate: u64) -> Self {
         let logs = lab.logs();
-        let (rate, time) = (RATE.to_string(), seconds.to_string());
-        let deadline = (seconds + 60).to_string();
+        let rate_text = rate.to_string();
         let mut flows = Vec::new();
         for (index, from) in containers.iter().enumerate() {
             for to in containers[..index].iter().chain(&containers[index + 1..]) {
                 let port = next_port();
                 let address = format!("{}:{port}", to.address(Family::V4));
                 let name = format!("{} to {}", from.netns().name(), to.netns().name());
-                let receive = ["udp-receive", &address, "--deadline", &deadline];
+                let receive = ["udp-receive", &address, "--deadline", MOST];
                 let send = [
                     "udp-send",
                     &address,
                     "--seconds",
-                    &time,
+                    MOST,
                     "--rate",
-                    &rate,
+                    &rate_text,
                     "--size",
                     "400",
                     "--verify",
                     "--deadline",
-                    &deadline,
+                    MOST,
                 ];
                 let label = format!("udp-{port}");
                 let receiver = start(to.netns(), &logs, &label, &receive);
@@ -67,23 +74,21 @@ impl Mesh {
             }
         }
         let started = Instant::now();
-        let mesh = Self { flows, started, ends: started + Duration::from_secs(seconds.into()) };
         // All must be flowing before anything happens to them.
         std::thread::sleep(Duration::from_secs(1));
-        mesh
+        Self { flows, rate, started }
     }
 
     /// Asserts that the traffic went on beyond this moment and three leases more, and that not one
     /// datagram of it is lost.
     #[track_caller]
     pub(crate) fn lost_nothing(self, what: &str) {
-        let left = self.ends.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "the traffic ended before {what} did: it proves nothing");
         // What an outage leaves behind may come late.
-        std::thread::sleep(left.min(AFTER));
+        std::thread::sleep(AFTER);
         let seconds = self.started.elapsed().as_secs();
         let mut flows = self.flows;
-        for (_, [_, sender]) in &mut flows {
+        for (name, [_, sender]) in &mut flows {
+            assert!(sender.running(), "{name} ended before {what} did: it proves nothing");
             sender.signal(Signal::SIGINT);
         }
         let (mut sent, mut pause) = (0, 0.0_f64);
@@ -96,7 +101,7 @@ impl Mesh {
                 assert_eq!(report[key], 0, "{what}: {key} from {name}: {report}");
             }
             let of_flow = report["sent"].as_u64().unwrap_or_default();
-            assert!(of_flow > RATE * seconds / 2, "{name} was no traffic: {report}");
+            assert!(of_flow > self.rate * seconds / 2, "{name} was no traffic: {report}");
             sent += of_flow;
             pause = pause.max(report["longest_pause_ms"].as_f64().unwrap_or_default());
         }

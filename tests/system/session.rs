@@ -40,13 +40,13 @@ fn only_the_store_link() {
     let scene = Scene::new(lab, |lab, host| lab.spec(host, Store::Etcd, Family::V4).config(config));
     let cut_off = &scene.agents[0];
     // The lease must end, agents must notice, and what comes after is counted too.
-    let mesh = Mesh::start(&scene.lab, &scene.containers, outage + 45);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     scene.lab.host(1).drop_tcp(2379);
     let since = Instant::now();
     scene.wait_suspect(cut_off);
     Scene::wait_away(cut_off);
     assert_eq!(incarnation(&scene, "hosts", "h1"), None, "its lease has ended");
-    std::thread::sleep(Duration::from_secs(outage.into()).saturating_sub(since.elapsed()));
+    std::thread::sleep(Duration::from_secs(outage).saturating_sub(since.elapsed()));
     // It was heard all the time, so its broadcasts are still wanted: it stays in flood lists.
     let drops = scene.agents[1].json(&["drops"]).to_string();
     assert!(cut_off.running(), "{drops}");
@@ -65,7 +65,7 @@ fn stopped_and_continued() {
     let stopped = &scene.agents[0];
     let before = incarnation(&scene, "hosts", "h1");
     let seconds = if long() { 60 } else { 14 };
-    let mesh = Mesh::start(&scene.lab, &scene.containers[1..], seconds + 16);
+    let mesh = Mesh::start(&scene.lab, &scene.containers[1..]);
     stopped.signal(Signal::SIGSTOP);
     let since = Instant::now();
     for agent in &scene.agents[1..] {
@@ -74,7 +74,7 @@ fn stopped_and_continued() {
     // The others go on changing things meanwhile.
     let late = scene.agents[1].container(&scene.lab, NETWORK, "late", &[]);
     scene.agents[2].detach(NETWORK, &scene.agents[2].container(&scene.lab, NETWORK, "gone", &[]));
-    std::thread::sleep(Duration::from_secs(seconds.into()).saturating_sub(since.elapsed()));
+    std::thread::sleep(Duration::from_secs(seconds).saturating_sub(since.elapsed()));
     stopped.signal(Signal::SIGCONT);
     let back = Instant::now();
     scene.wait_equal("an agent stopped and continued", back);
@@ -95,7 +95,7 @@ fn replaced_while_stopped() {
     let scene = Scene::of(lab, &[1, 2, 3], spec);
     let old = &scene.agents[0];
     let before = incarnation(&scene, "hosts", "h1").unwrap();
-    let mesh = Mesh::start(&scene.lab, &scene.containers[1..], 30);
+    let mesh = Mesh::start(&scene.lab, &scene.containers[1..]);
     old.signal(Signal::SIGSTOP);
     for agent in &scene.agents[1..] {
         wait_until("it is suspect", ALLOWED, || is(agent, "h1", "suspect").then_some(()));

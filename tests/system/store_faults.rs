@@ -32,7 +32,7 @@ pub(crate) fn register(suite: &mut Suite) {
 fn killed() {
     let scene = Scene::three();
     let etcd = scene.etcd();
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 16);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     etcd.kill9();
     std::thread::sleep(Duration::from_secs(5));
     etcd.restart();
@@ -47,7 +47,7 @@ fn killed() {
 fn stopped() {
     let scene = Scene::three();
     let etcd = scene.etcd();
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 22);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     etcd.signal(Signal::SIGSTOP);
     for agent in &scene.agents {
         Scene::wait_away(agent);
@@ -66,7 +66,7 @@ fn leader_killed() {
     let lab = Lab::with_hosts(3).build();
     let etcd = lab.etcd_with(EtcdSpec::new().members(3));
     let scene = Scene::new(lab, |lab, host| lab.spec(host, Store::Etcd, Family::V4).config(SHORT));
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 30);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     for round in 1..=2 {
         let leader = etcd.leader();
         etcd.kill9_member(leader);
@@ -92,7 +92,7 @@ fn quorum_lost() {
     let etcd = lab.etcd_with(EtcdSpec::new().members(3));
     let (config, outage) = if long() { ("", 180) } else { (SHORT, 20) };
     let scene = Scene::new(lab, |lab, host| lab.spec(host, Store::Etcd, Family::V4).config(config));
-    let mesh = Mesh::start(&scene.lab, &scene.containers, outage + 25);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     for member in [1, 2] {
         etcd.kill9_member(member);
     }
@@ -101,7 +101,7 @@ fn quorum_lost() {
         let status = agent.json(&["status"]).to_string();
         assert!(status.contains("leader") || status.contains("answer"), "it says why: {status}");
     }
-    std::thread::sleep(Duration::from_secs(outage.into()));
+    std::thread::sleep(Duration::from_secs(outage));
     etcd.restart();
     etcd.wait_healthy();
     let back = Instant::now();
@@ -114,7 +114,7 @@ fn quorum_lost() {
 fn compacted_while_away() {
     let scene = Scene::three();
     let etcd = scene.etcd();
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 24);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     scene.lab.host(3).drop_tcp(2379);
     Scene::wait_away(&scene.agents[2]);
     scene.put_marker(&scene.agents[0]);
@@ -140,15 +140,17 @@ fn slow() {
     let scene = Scene::new(lab, |lab, host| {
         testkit::AgentSpec::new(vtep(lab, host)).store(listen).config(SHORT)
     });
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 32);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     // A round trip of 600 ms under a lease of two seconds: nobody becomes suspect.
     proxy.delay(Duration::from_millis(300));
     std::thread::sleep(Duration::from_secs(6));
     for agent in &scene.agents {
-        let status = agent.json(&["status"]);
-        assert_eq!(status["session"]["state"], "held", "{status}");
         let hosts = agent.json(&["hosts"]).to_string();
         assert!(!hosts.contains("suspect"), "{hosts}");
+        // A beat may be late and say so for one round trip; the lease goes on.
+        wait_until("the session is held", ALLOWED, || {
+            (agent.json(&["status"])["session"]["state"] == "held").then_some(())
+        });
     }
     scene.put_marker(&scene.agents[0]);
     scene.wait_equal("a store 300 ms away in each direction", Instant::now());
@@ -184,8 +186,8 @@ fn restored() {
         .map(|at: usize| scene.agents[at].container(lab, "green", &format!("green{at}"), &[]))
         .into();
     scene.wait_equal("before the restoration", Instant::now());
-    let mesh = Mesh::start(lab, &talking, 20);
-    let green = Mesh::start(lab, &green, 20);
+    let mesh = Mesh::start(lab, &talking);
+    let green = Mesh::start(lab, &green);
     // No agent sees it before its revision is beyond what they know.
     for host in lab.hosts() {
         host.drop_tcp(2379);
@@ -247,7 +249,7 @@ fn embedded_restored() {
         agents.iter().all(|agent| endpoints(agent) == 3).then_some(())
     });
     let talking = [containers[0].clone(), containers[1].clone(), late.clone()];
-    let mesh = Mesh::start(&lab, &talking, 18);
+    let mesh = Mesh::start(&lab, &talking);
     agents[0].kill9();
     std::fs::copy(&copy, &file).unwrap();
     agents[0].start();
@@ -272,7 +274,7 @@ fn certificate_expired() {
     let etcd = lab.etcd_with(EtcdSpec::new().tls(pki.clone()));
     let tls = format!("{SHORT}\n{}", pki.config("client"));
     let scene = Scene::new(lab, |lab, host| lab.spec(host, Store::Etcd, Family::V4).config(&tls));
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 26);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     // It has expired when etcd shows it next.
     pki.issue("server", &names, Duration::from_secs(1));
     std::thread::sleep(Duration::from_secs(2));
@@ -312,7 +314,7 @@ fn role_revoked() {
     etcd.log_in("root:root");
     let user = format!("{SHORT}\n[user]\nname = \"agent\"\npassword_file = {password:?}");
     let scene = Scene::new(lab, |lab, host| lab.spec(host, Store::Etcd, Family::V4).config(&user));
-    let mesh = Mesh::start(&scene.lab, &scene.containers, 34);
+    let mesh = Mesh::start(&scene.lab, &scene.containers);
     let _ = etcd.ctl(&["user", "revoke-role", "agent", "agents"]);
     // Its streams end, and each that is opened again is refused.
     etcd.kill9();

@@ -85,9 +85,19 @@ impl Capture {
     /// If there are fewer after `deadline`.
     #[track_caller]
     pub fn wait(&self, count: usize, deadline: Duration) {
-        wait_until(&format!("{count} packets are captured"), deadline, || {
-            (self.read().1.len() >= count).then_some(())
+        self.wait_for(&format!("{count} packets are captured"), deadline, |packets| {
+            packets.len() >= count
         });
+    }
+
+    /// The same until what is in the file, a line for each packet, is what is waited for.
+    ///
+    /// # Panics
+    ///
+    /// If it is not after `deadline`.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, deadline: Duration, come: impl Fn(&[String]) -> bool) {
+        wait_until(what, deadline, || come(&self.read().1).then_some(()));
     }
 
     /// Ends the capture and gives tcpdump's line for each packet.

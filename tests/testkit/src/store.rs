@@ -81,7 +81,9 @@ impl Etcd {
         };
         etcd.restart();
         etcd.wait_listening(etcd.members());
-        if etcd.members() > 1 {
+        // One member elects itself, after a second too. A store that asks for certificates has
+        // users that are made first.
+        if etcd.members() > 1 || etcd.spec.pki.is_none() {
             etcd.wait_healthy();
         }
         etcd
