@@ -87,6 +87,8 @@ struct Pages {
     contact: Option<Contact>,
     /// The contact in the file.
     noted: Option<Contact>,
+    /// Whether the last try to write that failed.
+    unnoted: bool,
     /// Counts attachments that ended: what the store said before may not hold any more.
     ended: u64,
     ticked: Option<Duration>,
@@ -309,7 +311,12 @@ impl Book {
             (Some(contact), Some(noted)) => contact.at.saturating_sub(noted.at) >= CONTACT_NOTED,
             (contact, noted) => contact != noted,
         };
-        if behind && let Err(err) = self.save(&mut pages) {
+        let failed = if behind { self.save(&mut pages).err() } else { None };
+        let told = std::mem::replace(&mut pages.unnoted, failed.is_some());
+        // Once, and not every second until there is room again.
+        if let Some(err) = failed
+            && !told
+        {
             tracing::warn!(%err, "the last contact with the store cannot be noted");
         }
     }
