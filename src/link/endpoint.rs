@@ -27,8 +27,9 @@ use super::routed::GATEWAY_MAC;
 use super::view::{FdbKind, Kind, Link, PortView};
 use super::{Error, NetNs, Netlink, NetworkNs, Owner, names, run_in, sysctl};
 
-/// How long [`up`] waits for the bridge to forward. The kernel's link watch may take a second.
-const FORWARDING: Duration = Duration::from_secs(3);
+/// How long [`up`] waits for the bridge to forward. The kernel's link watch may take a second, and
+/// more where the kernel's lock is held by many links that come and namespaces that go.
+const FORWARDING: Duration = Duration::from_secs(10);
 
 /// Least MTU of an IPv6 link (RFC 8200 section 5).
 const IPV6_MTU_MIN: u32 = 1280;

@@ -426,7 +426,9 @@ fn users_options(release: DockerRelease) {
     let _ = two
         .docker(&[&["rm", "-f"], left.split_whitespace().collect::<Vec<_>>().as_slice()].concat());
     scene.both(&["network", "rm", "b1", "b2", "b3", "b5"]);
-    let listed = scene.agents[0].json(&["network", "ls"]);
-    let names: Vec<_> = listed.as_array().unwrap().iter().map(|net| net["name"].clone()).collect();
-    assert_eq!(names, ["blue"], "what an administrator made stays");
+    wait_until("what an administrator made stays, and nothing else", ALLOWED, || {
+        let listed = scene.agents[0].json(&["network", "ls"]);
+        let names: Vec<_> = listed.as_array()?.iter().map(|net| net["name"].clone()).collect();
+        (names == ["blue"]).then_some(())
+    });
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use testkit::traffic;
 use testkit::{Agent, Container, Family, Lab, Store, Suite, Underlay, wait_until};
 
+use crate::ipam::allow_away;
 use crate::support::{AGENTS, DUAL, NETWORK, WITH_ETCD, cluster, measured};
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -306,7 +307,7 @@ fn a_sandbox_goes() {
         if away {
             agent.start();
         }
-        let ((), took) = wait_until("it is detached", Duration::from_secs(10), || {
+        let ((), took) = wait_until("it is detached", Duration::from_secs(50), || {
             let others = agents[0].json(&["endpoints"]).as_array().unwrap().len();
             (own_endpoints(agent).len() == own && others == 2 && notes(agent).len() == 1)
                 .then_some(())
@@ -441,6 +442,8 @@ fn a_lower_underlay_joins() {
     let containers = crate::support::containers(&lab, &agents);
     let before = containers[0].mtu();
     let third = lab.start_agent(3, spec(3));
+    allow_away(&agents);
+    allow_away(std::slice::from_ref(&third));
     let low = third.container(&lab, NETWORK, "low", &[]);
     assert!(low.mtu() < before, "{} is not less than {before}", low.mtu());
     let all_have = |mtu: u16| {
@@ -488,6 +491,7 @@ fn hosts_expire_together() {
     let spec = |host| lab.spec(host, Store::Embedded, Family::V4).config(SHORT);
     let agents = [1, 2, 3].map(|host| lab.start_agent(host, spec(host)));
     agents[0].allow_log("needs attention");
+    allow_away(&agents);
     agents[0].create_network(NETWORK, DUAL);
     let _containers = crate::support::containers(&lab, &agents);
     agents[1].kill9();

@@ -104,7 +104,7 @@ fn three_hosts() {
     // The hosts reached the store late while it was stopped; that is all that may be warned of.
     for agent in &agents {
         agent.allow_log("store");
-        agent.allow_log("the lease could not be ended");
+        agent.allow_log("clients kept their connections");
     }
 }
 

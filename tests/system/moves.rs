@@ -233,6 +233,9 @@ fn refused() {
     // By its name too, with which it stays known.
     agents[1].detach(NETWORK, &old);
     let _ = agents[1].attach(old.netns(), NETWORK, &[&PLACE[..], &["--name", "web"]].concat());
+    wait_until("the other host knows the name", Duration::from_secs(10), || {
+        agents[0].json(&["endpoints"]).to_string().contains("\"web\"").then_some(())
+    });
     let _ = attach(&["--move", "web"]).expect_success();
     let listed = agents[0].json(&["endpoints"]).to_string();
     assert_eq!(listed.matches("\"web\"").count(), 1, "{listed}");

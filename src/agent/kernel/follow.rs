@@ -184,7 +184,8 @@ async fn turn(
     }
     let Some(at) = found.as_mut() else { return Err(Trouble::waiting("no device")) };
     let Some(record) = agent.known_network(&link.note.network) else {
-        return Err(Trouble::failed("the network is gone"));
+        // Since this turn began; the next one ends it.
+        return Err(Trouble::waiting("the network is gone"));
     };
     let is_export = link.note.direction == KernelDirection::Export;
     if look == Look::Records {

@@ -20,7 +20,7 @@ use crate::link::endpoint::{Plug, Plugged, plug, unplug};
 use crate::link::{NetNs, handover};
 
 /// How long this host's own watch may take to tell of an endpoint that the store has.
-const ECHO: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const ECHO: std::time::Duration = std::time::Duration::from_secs(5);
 /// What Docker puts before the number of the interface in the container.
 const PREFIX: &str = "eth";
 /// Ports that the user wants to be published.

@@ -12,6 +12,7 @@ use membership::record::{AddressRange, DockerRecord, NetworkOptions, NetworkReco
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::endpoint::ECHO;
 use super::options::{Options, Which};
 use super::pool::{PoolId, address_of, prefix_of};
 use super::{Answer, Driver, GLOBAL_SPACE, LOCAL_SPACE, types};
@@ -515,6 +516,9 @@ impl Driver {
             } else if let Some(gone) =
                 docker::remove(&self.agent.store, &noted).await.map_err(failed)?
             {
+                // So that what is listed next knows. Should the watch be slow, it is gone all the same.
+                let _: Result<(), Error> =
+                    self.agent.tables.wait_for_network(&gone.id, false, ECHO).await;
                 tracing::info!(network = %gone.name, docker = %noted.id, "Docker's network is removed");
             }
         }

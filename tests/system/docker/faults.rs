@@ -212,9 +212,18 @@ pub(crate) fn lost_messages() {
     assert!(twice["Error"].as_str().is_some_and(|text| text.contains("198.51.100.50")), "{twice}");
     let _ = hand.create("e2", address);
     hand.join(&agent, "e2", address, &sandbox);
+    let inspected = agent.json(&["network", "inspect", "docker-198.51.100.0-24"]);
+    let pin = format!("--net={}", inspected["local"]["namespace"].as_str().unwrap());
+    let host = agent.netns().clone();
+    let ports = || host.exec("nsenter", &[&pin, "ip", "-br", "link", "show", "type", "veth"]);
+    let before = ports().lines().count();
     agent.kill9();
     drop(sandbox);
     let _ = run_ip(&["netns", "del", &format!("{}-s2", lab.prefix())]);
+    // The kernel takes a namespace down later, and one after the other.
+    wait_until("its interface is gone", ALLOWED, || {
+        (ports().lines().count() < before).then_some(())
+    });
     agent.start();
     let _ = hand.create("e3", address);
     wait_endpoints(&agent, 2);

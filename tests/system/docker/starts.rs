@@ -200,7 +200,9 @@ pub(crate) fn swarm_frees() {
     let _ = two.create("e1", "198.51.100.40/24");
     let _ = two.done("NetworkDriver.DeleteEndpoint", &two.ids("e1"));
     let _ = two.done("NetworkDriver.DeleteNetwork", &ids);
-    assert_eq!(agents[0].0.json(&["network", "ls"]), json!([]));
+    wait_until("the other host hears of it", ALLOWED, || {
+        (agents[0].0.json(&["network", "ls"]) == json!([])).then_some(())
+    });
 }
 
 /// A store that is not there yet is waited for, as when the machines start.

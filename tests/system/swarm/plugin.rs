@@ -121,11 +121,13 @@ pub(super) fn managed_plugin_and_service() {
     // Names come from Docker's own DNS, one address per task.
     let filter = "label=com.docker.swarm.service.name=sv";
     let id = dockers[0].docker(&["ps", "--quiet", "--last", "1", "--filter", filter]);
-    let names = dockers[0].exec(&id, &["nslookup", "tasks.sv"]);
-    for task in first.iter().chain(&second) {
-        let address = task.address(Family::V4).to_string();
-        assert!(names.contains(&address), "{address} is not in {names}");
-    }
+    let addresses: Vec<String> =
+        first.iter().chain(&second).map(|task| task.address(Family::V4).to_string()).collect();
+    // The nodes tell each other of their tasks by gossip.
+    wait_until("every task has its name", SOON, || {
+        let names = dockers[0].exec(&id, &["nslookup", "tasks.sv"]);
+        addresses.iter().all(|address| names.contains(address)).then_some(())
+    });
     // A host without Docker is in the same network.
     let network = agents[2].json(&["network", "ls"])[0]["name"].as_str().unwrap().to_owned();
     let c3 = agents[2].container(&lab, &network, "c3", &[]);
