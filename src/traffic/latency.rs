@@ -201,13 +201,14 @@ pub(super) fn pong(args: &PongArgs) -> Result<PongOutcome, Error> {
     let listener = TcpListener::bind(args.bind).map_err(bind)?;
     let address = listener.local_addr().map_err(Error::socket("read the address"))?;
     let socket = UdpSocket::bind(address).map_err(|source| Error::Bind { address, source })?;
-    answer(&listener, &socket, Instant::now() + args.seconds)
+    let until = Instant::now() + args.seconds;
+    answer(&listener, &socket, || Instant::now() < until)
 }
 
 fn answer(
     listener: &TcpListener,
     socket: &UdpSocket,
-    until: Instant,
+    on: impl Fn() -> bool,
 ) -> Result<PongOutcome, Error> {
     let tick = Duration::from_millis(50);
     listener.set_nonblocking(true).map_err(Error::socket("prepare the listener"))?;
@@ -227,7 +228,7 @@ fn answer(
             answered
         });
         let mut streams = Vec::new();
-        while Instant::now() < until {
+        while on() {
             match listener.accept() {
                 Ok((stream, _)) => {
                     let over = &over;
@@ -276,14 +277,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = listener.local_addr().unwrap();
         let socket = UdpSocket::bind(to).unwrap();
-        let until = Instant::now() + Duration::from_secs(2);
+        let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            let pong = scope.spawn(|| answer(&listener, &socket, until).unwrap());
-            for transport in [Transport::Tcp, Transport::Udp] {
-                let second = Duration::from_secs(1);
-                let args =
-                    Args { to, transport, count: 50, size: 64, contact: second, deadline: second };
-                let outcome = run(&args).unwrap();
+            let pong = scope.spawn(|| {
+                let limit = Instant::now() + Duration::from_secs(90);
+                let on = || !over.load(Ordering::Relaxed) && Instant::now() < limit;
+                answer(&listener, &socket, on).unwrap()
+            });
+            let outcomes = [Transport::Tcp, Transport::Udp].map(|transport| {
+                let most = Duration::from_secs(30);
+                run(&Args { to, transport, count: 50, size: 64, contact: most, deadline: most })
+            });
+            over.store(true, Ordering::Relaxed);
+            for outcome in outcomes.map(Result::unwrap) {
                 assert!(outcome.ok, "{outcome:?}");
                 assert!(outcome.rtt_us.median > 0.0 && outcome.rtt_us.p99 >= outcome.rtt_us.median);
             }

@@ -18,13 +18,14 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, Slow};
 use crate::samples;
 
 /// A served fake.
 pub(crate) struct Agent {
     pub(crate) socket: PathBuf,
     attached: Arc<AtomicUsize>,
+    slow: Arc<Slow>,
     bound: server::Socket,
     stop: oneshot::Sender<()>,
     task: JoinHandle<std::io::Result<()>>,
@@ -37,14 +38,14 @@ impl Agent {
         let socket = directory.path().join("run/agent.sock");
         let mut bound = server::bind(&socket, None).unwrap();
         let fake = Fake::default();
-        let attached = Arc::clone(&fake.attached);
+        let (attached, slow) = (Arc::clone(&fake.attached), Arc::clone(&fake.slow));
         let (stop, stopped) = oneshot::channel();
         let listener = bound.take_listener().unwrap();
         let stopped = async {
             let _ = stopped.await;
         };
         let task = tokio::spawn(server::serve(listener, Arc::new(fake), stopped));
-        Self { socket, attached, bound, stop, task, _directory: directory }
+        Self { socket, attached, slow, bound, stop, task, _directory: directory }
     }
 
     fn client(&self) -> Client {
@@ -159,6 +160,14 @@ fn a_client_that_goes_away_cancels_nothing() {
         let impatient = agent.client().timeout(Duration::from_millis(50));
         let error = impatient.attach(&slow).await.unwrap_err();
         assert!(matches!(error, client::Error::Timeout { .. }), "{error}");
+        // That one may have given up before its request was sent; this one goes when it has come.
+        let client = agent.client();
+        tokio::select! {
+            answer = client.attach(&slow) => panic!("nobody has let it pass: {answer:?}"),
+            () = agent.slow.come.notified() => {}
+        }
+        assert_eq!(agent.attached.load(Ordering::SeqCst), 0);
+        agent.slow.gate.add_permits(1);
         let deadline = Instant::now() + Duration::from_secs(5);
         while agent.attached.load(Ordering::SeqCst) == 0 {
             assert!(Instant::now() < deadline, "the attachment was cancelled");

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
 
 use skybridge::control::Api;
 use skybridge::control::api::Answer;
@@ -15,6 +16,20 @@ use crate::samples;
 pub(crate) struct Fake {
     /// How many sandboxes were attached, whoever waited for it.
     pub(crate) attached: Arc<AtomicUsize>,
+    pub(crate) slow: Arc<Slow>,
+}
+
+/// Where attaching the sandbox `slow` is held.
+pub(crate) struct Slow {
+    /// Told when the request has come.
+    pub(crate) come: Notify,
+    pub(crate) gate: Semaphore,
+}
+
+impl Default for Slow {
+    fn default() -> Self {
+        Self { come: Notify::new(), gate: Semaphore::new(0) }
+    }
 }
 
 /// Only `blue` exists.
@@ -100,7 +115,8 @@ impl Api for Fake {
 
     async fn attach(&self, request: Attach) -> Answer<Attachment> {
         if request.netns == "slow" {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            self.slow.come.notify_one();
+            let _pass = self.slow.gate.acquire().await;
         }
         self.attached.fetch_add(1, Ordering::SeqCst);
         blue(&request.network, samples::attachment())
