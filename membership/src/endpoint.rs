@@ -179,6 +179,22 @@ pub async fn create(
     incarnation: u64,
     spec: &EndpointSpec,
 ) -> Result<EndpointRecord, Error> {
+    create_with(store, network, host, incarnation, spec, ipam::reserve::PATIENCE).await
+}
+
+/// As [`create`], and a host that has reserved what is wanted is given `patience` to give it up.
+///
+/// # Errors
+///
+/// As [`create`].
+pub async fn create_with(
+    store: &Store,
+    network: &NetworkRecord,
+    host: &HostName,
+    incarnation: u64,
+    spec: &EndpointSpec,
+    patience: Duration,
+) -> Result<EndpointRecord, Error> {
     if let Some(mac) = spec.mac
         && !mac.is_unicast()
     {
@@ -205,7 +221,7 @@ pub async fn create(
                     Some(ip) if asked.insert(ip) => {
                         // Its owner may need a turn of its own, when that is this process.
                         drop(turn);
-                        if !ipam::reserve::ask(store, network, ip).await? {
+                        if !ipam::reserve::ask(store, network, ip, patience).await? {
                             return Err(error);
                         }
                         turn = store.turn().await;

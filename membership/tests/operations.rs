@@ -22,6 +22,7 @@ use membership::key::{DockerId, EndpointId, HostName, Key, NetworkName};
 use membership::network::{self, NetworkSpec};
 use membership::record::{BlockRecord, DockerRecord, NetworkRecord, StaticMac, StaticVtep};
 use membership::store::{self, Credentials, Store};
+use tokio::task::JoinHandle;
 
 on_each_store!(
     a_dead_endpoint_is_told_and_passed_over,
@@ -66,6 +67,19 @@ async fn attach(
     spec: &EndpointSpec,
 ) -> Result<membership::record::EndpointRecord, endpoint::Error> {
     endpoint::create(store, network, &host(on), 1, spec).await
+}
+
+/// As [`attach`], by somebody who waits for the owner of a reserved address as long as it takes.
+fn ask(
+    world: &World,
+    network: &NetworkRecord,
+    spec: EndpointSpec,
+) -> JoinHandle<Result<membership::record::EndpointRecord, endpoint::Error>> {
+    let (store, network) = (world.store(), network.clone());
+    let patience = 3 * common::DEADLINE;
+    tokio::spawn(async move {
+        endpoint::create_with(&store, &network, &host("h2"), 1, &spec, patience).await
+    })
 }
 
 async fn concurrent_allocation_gives_no_address_twice(_: Backend, world: World) {
@@ -120,17 +134,17 @@ async fn concurrent_allocation_gives_no_address_twice(_: Backend, world: World) 
 async fn released_addresses_rest(_: Backend, world: World) {
     let store = world.store();
     let network = network::create(&store, &spec("web", &["192.0.2.0/29"])).await.unwrap();
-    let rest = Duration::from_secs(2);
     let first = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
     assert_eq!(first.ips, vec![ip("192.0.2.1")]);
     assert_eq!(first.mac.to_string(), "02:42:c0:00:02:01");
-    endpoint::remove(&store, &network.id, &first.id, rest).await.unwrap();
-    let again = endpoint::remove(&store, &network.id, &first.id, rest).await.unwrap_err();
+    endpoint::remove(&store, &network.id, &first.id, REST).await.unwrap();
+    let again = endpoint::remove(&store, &network.id, &first.id, REST).await.unwrap_err();
     assert!(matches!(again, endpoint::Error::NotFound { .. }), "{again}");
     let second = attach(&store, &network, "h1", &EndpointSpec::default()).await.unwrap();
     assert_eq!(second.ips, vec![ip("192.0.2.2")], "the first one rests");
     // Whoever asks for the resting address gets it.
     let wanted = attach(&store, &network, "h2", &wanting(&["192.0.2.1"])).await.unwrap();
+    let rest = Duration::from_secs(2);
     endpoint::remove(&store, &network.id, &wanted.id, rest).await.unwrap();
     until("the rest is over", async || {
         let (_, resting) = store.list(membership::key::Range::Resting(&network.id)).await.unwrap();
@@ -223,10 +237,7 @@ async fn an_owner_gives_up_what_is_asked_for(_: Backend, world: World) {
     let mac = MacAddr::from_ipv4([192, 0, 2, 5].into());
     let by_mac = EndpointSpec { mac: Some(mac), ..EndpointSpec::default() };
     for (asks, ip) in [(wanting(&["192.0.2.3"]), ip("192.0.2.3")), (by_mac, ip("192.0.2.5"))] {
-        let asker = tokio::spawn({
-            let (store, network) = (world.store(), network.clone());
-            async move { attach(&store, &network, "h2", &asks).await }
-        });
+        let asker = ask(&world, &network, asks);
         let block = Key::Block(network.id.clone(), "192.0.2.0/29".parse().unwrap());
         until("the address is asked for", async || {
             let block = store.get::<BlockRecord>(&block).await.unwrap().unwrap();
@@ -255,11 +266,7 @@ async fn an_owner_gives_up_what_is_asked_for(_: Backend, world: World) {
     }
     // What is in use already is not given up, and whoever asks is told without waiting for long.
     let used = BTreeSet::from([*ready.first().unwrap()]);
-    let asker = tokio::spawn({
-        let (store, network) = (world.store(), network.clone());
-        let asks = wanting(&[&used.first().unwrap().to_string()]);
-        async move { attach(&store, &network, "h2", &asks).await }
-    });
+    let asker = ask(&world, &network, wanting(&[&used.first().unwrap().to_string()]));
     let (owner, none) = (host("h1"), BTreeSet::new());
     until("the owner has looked", async || {
         let wish = Wish {

@@ -26,7 +26,7 @@ pub(super) struct Item<T> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     pub(super) revision: i64,
-    /// How long its lease has been running; `None` for a mark that counts for nothing.
+    /// How long its lease has been running at least; `None` for a mark that counts for nothing.
     pub(super) age: Option<Duration>,
 }
 

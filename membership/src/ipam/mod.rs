@@ -485,7 +485,7 @@ pub async fn allocate(
             Err(Error::Reserved { ip, host }) if asked.insert(ip) => {
                 // Its owner may need a turn of its own, when that is this process.
                 drop(turn);
-                if !reserve::ask(store, network, ip).await? {
+                if !reserve::ask(store, network, ip, reserve::PATIENCE).await? {
                     return Err(Error::Reserved { ip, host });
                 }
                 turn = store.turn().await;

@@ -45,8 +45,8 @@ const SHARE: u128 = 16;
 /// Addresses that are reserved in one transaction: each brings three comparisons, and etcd takes
 /// 128 (`--max-txn-ops`).
 const AT_ONCE: usize = 32;
-/// How long whoever asks for a reserved address waits for its owner.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long whoever asks for a reserved address waits for its owner, unless it says otherwise.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it looks meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -58,8 +58,8 @@ pub fn limit(network: &NetworkRecord, subnet: IpNet, count: usize) -> usize {
 }
 
 /// Asks the owner of a reserved address to give it up, since somebody asks for that very address,
-/// and waits until it has: true when the address is not reserved any more. An owner that is away is
-/// not asked.
+/// and waits for `patience` until it has: true when the address is not reserved any more. An owner
+/// that is away is not asked.
 ///
 /// # Errors
 ///
@@ -68,11 +68,12 @@ pub(crate) async fn ask(
     store: &Store,
     network: &NetworkRecord,
     ip: IpAddr,
+    patience: Duration,
 ) -> Result<bool, store::Error> {
     let Some(subnet) = network.subnet_of(ip) else { return Ok(false) };
     let (cidr, offset) = plan::block_of(subnet, ip);
     let key = Key::Block(network.id.clone(), cidr);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut asked = false;
     while Instant::now() < deadline {
         let Some(mut found) = store.get::<BlockRecord>(&key).await? else { return Ok(true) };

@@ -429,7 +429,7 @@ impl Store {
         Ok(self.call(|mut c| async move { c.lease.grant(seconds, None).await }).await?.id())
     }
 
-    /// How long a lease has been running without being renewed; `None` when it has ended.
+    /// How long a lease has been running at least without being renewed; `None` when it has ended.
     pub(crate) async fn lease_age(&self, lease: i64) -> Result<Option<Duration>, Error> {
         let answer = self.call(|mut c| async move { c.lease.time_to_live(lease, None).await });
         let answer = match answer.await {
@@ -437,11 +437,7 @@ impl Store {
             Err(Error::LeaseEnded) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if answer.ttl() <= 0 {
-            return Ok(None);
-        }
-        let age = answer.granted_ttl().saturating_sub(answer.ttl());
-        Ok(Some(Duration::from_secs(u64::try_from(age).unwrap_or(0))))
+        Ok(least_age(answer.granted_ttl(), answer.ttl()))
     }
 
     /// Ends a lease; one that has ended already is fine.
@@ -602,6 +598,14 @@ impl Pages {
     }
 }
 
+/// How long a lease of `granted` seconds has been running at least, by what a store says is `left`:
+/// that is rounded down, so 0 is less than a second, and -1 a lease that has ended.
+fn least_age(granted: i64, left: i64) -> Option<Duration> {
+    // After a restart or a pause of the store more can be left than was granted.
+    let age = granted.saturating_sub(left).saturating_sub(1);
+    (left >= 0).then(|| Duration::from_secs(u64::try_from(age).unwrap_or(0)))
+}
+
 /// A duration from half to one and a half of `base`, so that many hosts do not act in step.
 pub(crate) fn jitter(base: Duration) -> Duration {
     base.mul_f64(0.5 + rand::random::<f64>())
@@ -610,4 +614,19 @@ pub(crate) fn jitter(base: Duration) -> Duration {
 /// The pause before attempt `attempt` (from 1) of something that others may have disturbed.
 pub(crate) fn conflict_pause(attempt: u32) -> Duration {
     jitter(Duration::from_millis(2 << attempt.min(6)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_at_least_as_old_as_it_is_taken_for() {
+        let age = |left| least_age(4, left).map(|age| age.as_secs());
+        // A moment after the grant 3.9 s are left, which the store says as 3.
+        assert_eq!([4, 3, 2, 1, 0].map(age), [0, 0, 1, 2, 3].map(Some));
+        assert_eq!(age(9), Some(0), "extended by the store");
+        assert_eq!(age(-1), None, "it has ended");
+        assert_eq!(least_age(0, -1), None, "it is not known any more");
+    }
 }

@@ -1,11 +1,12 @@
 //! Leases, beside etcd.
 
 use etcd_client::{
-    Client, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
+    Client, Error, GetOptions, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
     WatchOptions,
 };
+use tonic::Code;
 
-use super::harness::{Transcript, compare, events, message};
+use super::harness::{DEADLINE, Transcript, compare, events, message};
 
 async fn grant(client: &mut Client, log: &mut Transcript, id: i64, ttl: i64) {
     let what = format!("grant {id} for {ttl} s");
@@ -48,8 +49,14 @@ async fn grants_and_their_refusals_are_the_same() {
         log.note("revoke", client.lease_revoke(404).await);
         log.note("revoke", client.lease_revoke(5).await);
         log.note("revoke", client.lease_revoke(5).await);
-        for id in [6, 7, 8, chosen] {
-            client.lease_revoke(id).await.unwrap();
+        client.lease_revoke(chosen).await.unwrap();
+        for id in [6, 7, 8] {
+            // The shortest leases may have ended by themselves.
+            match client.lease_revoke(id).await {
+                Ok(_) => {}
+                Err(Error::GRpcStatus(status)) if status.code() == Code::NotFound => {}
+                Err(error) => panic!("{error}"),
+            }
         }
         let mut left: Vec<_> =
             client.leases().await.unwrap().leases().iter().map(|lease| lease.id()).collect();
@@ -102,19 +109,19 @@ async fn a_revoked_lease_takes_its_keys_in_one_revision() {
 #[tokio::test]
 async fn a_lease_expires_unless_it_is_kept() {
     compare(async |client, log| {
-        grant(client, log, 5, 2).await;
-        grant(client, log, 6, 2).await;
+        let (ttl, start) = (5, std::time::Instant::now());
+        grant(client, log, 5, ttl).await;
+        grant(client, log, 6, ttl).await;
         put(client, log, "gone", 5).await;
         put(client, log, "kept", 6).await;
         let (mut keeper, mut answers) = client.lease_keep_alive(6).await.unwrap();
         let options = WatchOptions::new().with_all_keys();
         let mut stream = client.watch("", Some(options)).await.unwrap();
         assert!(message(&mut stream).await.created());
-        let start = std::time::Instant::now();
         let keep = async {
             loop {
                 keeper.keep_alive().await.unwrap();
-                assert_eq!(answers.message().await.unwrap().unwrap().ttl(), 2);
+                assert_eq!(answers.message().await.unwrap().unwrap().ttl(), ttl);
                 tokio::time::sleep(std::time::Duration::from_millis(300)).await;
             }
         };
@@ -122,8 +129,9 @@ async fn a_lease_expires_unless_it_is_kept() {
             events = events(&mut stream, 1) => events,
             () = keep => unreachable!(),
         };
+        // Not before its time, however long the test took to get here.
         let seconds = start.elapsed().as_secs_f64();
-        assert!((1.0..8.0).contains(&seconds), "expired after {seconds} s");
+        assert!((5.0..DEADLINE.as_secs_f64()).contains(&seconds), "expired after {seconds} s");
         log.say("event", &gone.join(" "));
         log.note("left", client.get("", Some(GetOptions::new().with_all_keys())).await);
         note_lease(client, log, 5).await;
