@@ -324,8 +324,8 @@ impl Paths {
 
     /// The path said that `destination` cannot be reached.
     pub fn note_unreachable(&mut self, destination: IpAddr, now_ms: u64) {
-        for key in self.by_address.get(&destination).into_iter().flatten() {
-            self.heard.note_unreachable(*key, now_ms);
+        if let Some(keys) = self.by_address.get(&destination) {
+            self.heard.note_unreachable(keys, now_ms);
         }
     }
 
