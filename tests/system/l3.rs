@@ -58,7 +58,9 @@ pub(crate) fn register(suite: &mut Suite) {
         });
         suite.test(format!("l3::hostile_packets_{mode}"), AGENTS, move || hostile_packets(mode));
     }
-    suite.timed("l3::store_away", WITH_ETCD, store_away);
+    for mode in ["ipip", "ipudp"] {
+        suite.timed(format!("l3::store_away_{mode}"), WITH_ETCD, move || store_away(mode));
+    }
     suite.test("l3::tenants", AGENTS, tenants);
     suite.test("l3::what_is_refused", AGENTS, what_is_refused);
 }
@@ -333,7 +335,7 @@ fn an_agent_that_is_killed(mode: &str) {
 
 /// Without the store traffic goes on, and what is attached from the reserve is reached by who knows
 /// its block.
-fn store_away() {
+fn store_away(mode: &str) {
     let lab = Lab::with_hosts(3).build();
     let agents = lab.start_agents(&[1, 2, 3], Store::Etcd, Family::V4);
     for agent in &agents {
@@ -341,7 +343,7 @@ fn store_away() {
             agent.allow_log(text);
         }
     }
-    create(&agents[0], "ipip", &[]);
+    create(&agents[0], mode, &[]);
     let ends: Vec<Container> = (1..)
         .zip(&agents)
         .map(|(index, agent)| agent.container(&lab, RED, &format!("c{index}"), &[]))

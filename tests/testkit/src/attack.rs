@@ -1,7 +1,7 @@
 //! Streams of datagrams or frames as nobody decent sends them.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::inject::FrameSocket;
+use crate::inject::{FrameSocket, protocol_socket};
 use crate::netns::Netns;
 
 /// Datagrams or frames between two looks at the clock.
@@ -118,6 +118,31 @@ impl Attack {
         Self::run(pace, move |buffer| {
             make(buffer);
             socket.send(buffer).is_ok()
+        })
+    }
+
+    /// Sends IPv4 packets with a payload of any `protocol`, each made by `make` into an empty buffer.
+    ///
+    /// # Panics
+    ///
+    /// If no socket can be opened.
+    #[track_caller]
+    pub fn packets(
+        netns: &Netns,
+        (from, to): (Ipv4Addr, Ipv4Addr),
+        protocol: u8,
+        pace: Pace,
+        mut make: impl FnMut(&mut Vec<u8>) + Send + 'static,
+    ) -> Self {
+        let socket = protocol_socket(netns, protocol, from);
+        let to = socket2::SockAddr::from(SocketAddr::from((to, 0)));
+        Self::run(pace, move |buffer| {
+            make(buffer);
+            match socket.send_to(buffer, &to) {
+                Ok(_) => true,
+                Err(err) if transient(&err) => false,
+                Err(err) => panic!("cannot send {} bytes: {err}", buffer.len()),
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 //! Frames made by hand.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,14 @@ pub fn send_protocol(
     (from, to): (Ipv4Addr, Ipv4Addr),
     payload: &[u8],
 ) {
+    let socket = protocol_socket(netns, protocol, from);
+    let to = socket2::SockAddr::from(SocketAddr::from((to, 0)));
+    socket.send_to(payload, &to).expect("the packet is sent");
+}
+
+/// A raw socket of a protocol, at an address of a namespace.
+#[track_caller]
+pub(crate) fn protocol_socket(netns: &Netns, protocol: u8, from: Ipv4Addr) -> socket2::Socket {
     let socket = netns.enter(|| {
         socket2::Socket::new(
             socket2::Domain::IPV4,
@@ -43,9 +51,9 @@ pub fn send_protocol(
         )
         .expect("root may open a raw socket")
     });
-    let address = |ip| socket2::SockAddr::from(std::net::SocketAddr::from((ip, 0)));
-    socket.bind(&address(from)).expect("the namespace has the address");
-    socket.send_to(payload, &address(to)).expect("the packet is sent");
+    let from = socket2::SockAddr::from(SocketAddr::from((from, 0)));
+    socket.bind(&from).expect("the namespace has the address");
+    socket
 }
 
 /// A packet socket that sends out of one interface.
