@@ -10,6 +10,7 @@ use testkit::{
     Agent, Cap, Container, Docker, DockerRelease, Family, Lab, Store, Suite, wait_until,
 };
 
+use crate::privileges::unit;
 use crate::support::{AGENTS, exchange, measured};
 
 mod faults;
@@ -21,9 +22,9 @@ mod starts;
 pub(crate) const WITH_DOCKER: &[Cap] = &with(Cap::Docker);
 const WITH_LATER: &[Cap] = &with(Cap::DockerLater);
 
-const fn with(docker: Cap) -> [Cap; 8] {
-    use Cap::{Etcd, Ethtool, Iptables, Links, Nft, Root, Tun};
-    [Root, Links, Tun, Ethtool, Nft, Iptables, Etcd, docker]
+const fn with(docker: Cap) -> [Cap; 9] {
+    use Cap::{Etcd, Ethtool, Iptables, Links, Nft, Root, SystemdAnalyze, Tun};
+    [Root, Links, Tun, Ethtool, Nft, Iptables, Etcd, SystemdAnalyze, docker]
 }
 
 const WITH_ETCD: &[Cap] = &[Cap::Root, Cap::Links, Cap::Tun, Cap::Ethtool, Cap::Nft, Cap::Etcd];
@@ -79,7 +80,11 @@ impl Scene {
                 let socket = docker.plugins().join("skybridge.sock").display().to_string();
                 let spec = lab.spec(host, Store::Etcd, Family::V4);
                 let docker = ["--docker", "--docker-scope", scope, "--docker-socket", &socket];
-                lab.start_agent(host, spec.args(&docker))
+                let spec = spec.args(&docker);
+                // One of them as the shipped unit lets it be.
+                let shipped = host == 2;
+                let spec = if shipped { spec.unit(unit("skybridge.service")) } else { spec };
+                lab.start_agent(host, spec)
             })
             .collect();
         Self { dockers, agents, lab }

@@ -13,6 +13,7 @@ use testkit::{
     AgentSpec, Cap, Family, Finished, Lab, Process, Store, Suite, binary, run, sandbox, wait_until,
 };
 
+use crate::paths::wait_for;
 use crate::support::{AGENTS, DUAL, NETWORK, carry, containers};
 
 const UNITS: &[Cap] = &[Cap::SystemdAnalyze];
@@ -24,6 +25,7 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("privileges::only_what_is_needed_under_the_unit", UNDER_UNIT, || {
         only_what_is_needed(true);
     });
+    suite.test("privileges::packets_under_the_unit", UNDER_UNIT, packets_under_the_unit);
     suite.test("privileges::the_store_needs_none", UNDER_UNIT, the_store_needs_none);
     suite.test("privileges::units_are_hardened", UNITS, units_are_hardened);
     suite.test("privileges::units_are_valid", UNITS, units_are_valid);
@@ -138,6 +140,49 @@ fn only_what_is_needed(under_unit: bool) {
     carry(&lab, &containers[1], &containers[0], 1_000_000);
     let _ = agents[1].cli(&["detach", NETWORK, "--netns", &pid]);
     sleep.kill();
+}
+
+/// Networks of packets need no more: raw sockets and those of UDP, hellos, routes in the host's own
+/// namespace, masquerading, and all of it again after a restart.
+fn packets_under_the_unit() {
+    let lab = Lab::with_hosts(2).build();
+    let spec =
+        |host: usize| lab.spec(host, Store::Embedded, Family::V4).unit(unit("skybridge.service"));
+    let agents = [lab.start_agent(1, spec(1)), lab.start_agent(2, spec(2))];
+    let more = ["--nat-outgoing", "--option", "host_access=true"];
+    let ways = [
+        ("ipip", &["--subnet", "198.51.100.0/25", "--subnet", "2001:db8:1::/80"], "always"),
+        ("ipudp", &["--subnet", "198.51.100.128/25", "--subnet", "2001:db8:1:1::/80"], "always"),
+        ("auto", &["--subnet", "203.0.113.0/25", "--subnet", "2001:db8:1:2::/80"], "auto"),
+    ];
+    let mut pairs = Vec::new();
+    for (name, subnets, way) in ways {
+        let mode = if name == "auto" { "ipip" } else { name };
+        let way = format!("encapsulate={way}");
+        let args = [&subnets[..], &["--mode", mode, "--option", &way], &more];
+        agents[0].create_network(name, &args.concat());
+        pairs.push([0, 1].map(|at| {
+            agents[at].container(&lab, name, &format!("{name}{at}"), &["--default-route"])
+        }));
+    }
+    wait_for("direct", [&agents[0], &agents[1]]);
+    let all = || {
+        for [a, b] in &pairs {
+            carry(&lab, a, b, 200_000);
+            carry(&lab, b, a, 200_000);
+            for family in [Family::V4, Family::V6] {
+                // Masqueraded, as the other host knows no way back; and from the host itself.
+                traffic::ping(a.netns(), lab.host(2).address(family), 56);
+                traffic::ping(lab.host(1).netns(), b.address(family), 56);
+            }
+        }
+    };
+    all();
+    agents[1].kill9();
+    agents[1].start();
+    assert_capabilities(agents[1].pid(), RUNNING);
+    wait_for("direct", [&agents[0], &agents[1]]);
+    all();
 }
 
 /// The store by itself gives up everything, also as an ordinary user and under its unit.
