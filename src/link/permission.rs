@@ -7,7 +7,8 @@
 //! is put into the very table that drops, and a jump to it at the top of
 //!
 //! - `DOCKER-USER`, which Docker keeps for others and never empties, where it exists;
-//! - otherwise any chain at `forward` whose policy is drop.
+//! - otherwise any chain at `forward` that lets nothing pass by itself: by its policy, or by a rule
+//!   without a condition that drops or rejects, as firewalld has it.
 //!
 //! The chain accepts what comes from and goes to our uplinks, by their names' beginning; what of that
 //! is forbidden is dropped by [`super::firewall`], so this opens nothing else. Its rules are of the kind
@@ -80,7 +81,13 @@ pub async fn settle(host: &NetNs, owner: &Owner) -> Result<Permission, Error> {
     in_namespace(host, move || {
         let mut permission = Permission::default();
         let chains = objects(DOING, &["-j", "list", "chains"])?;
-        let chains: Vec<Chain<'_>> = chains.iter().filter_map(Chain::read).collect();
+        let mut chains: Vec<Chain<'_>> = chains.iter().filter_map(Chain::read).collect();
+        for Chain { family, table, name, drops, .. } in chains.iter_mut().filter(|it| it.forwards) {
+            if !*drops {
+                let rules = objects(DOING, &["-j", "list", "chain", family, table, name])?;
+                *drops = rules.iter().filter_map(|it| it.get("rule")).any(refuses_all);
+            }
+        }
         let (own, uplinks) = (chain(&owner), owner.uplinks());
         let mut text = String::new();
         for place in wanted(&chains) {
@@ -144,7 +151,9 @@ struct Chain<'a> {
     family: &'a str,
     table: &'a str,
     name: &'a str,
-    /// Hooks `forward` with the policy drop.
+    /// Hooks `forward` to filter.
+    forwards: bool,
+    /// And lets nothing pass by itself: by its policy, as far as it is read.
     drops: bool,
 }
 
@@ -153,11 +162,11 @@ impl<'a> Chain<'a> {
         let chain = object.get("chain")?;
         let text = |key: &str| chain.get(key).and_then(Value::as_str);
         let family = text("family")?;
-        let drops = text("hook") == Some("forward")
-            && text("type") == Some("filter")
-            && text("policy") == Some("drop");
+        let forwards = text("hook") == Some("forward") && text("type") == Some("filter");
+        let drops = forwards && text("policy") == Some("drop");
         let routed = matches!(family, "ip" | "ip6" | "inet");
-        routed.then_some(Self { family, table: text("table")?, name: text("name")?, drops })
+        let (table, name) = (text("table")?, text("name")?);
+        routed.then_some(Self { family, table, name, forwards, drops })
     }
 
     fn place(&self) -> Place {
@@ -181,6 +190,27 @@ fn wanted(chains: &[Chain<'_>]) -> Vec<Place> {
     places.extend(docker.iter().map(|chain| chain.place()));
     places.sort();
     places
+}
+
+/// Whether a rule drops or rejects whatever comes to it.
+fn refuses_all(rule: &Value) -> bool {
+    let mut refuses = false;
+    for expression in rule.get("expr").and_then(Value::as_array).into_iter().flatten() {
+        let Some(kind) = expression.as_object().and_then(|it| it.keys().next()) else {
+            return false;
+        };
+        match kind.as_str() {
+            "counter" | "log" => {}
+            "drop" | "reject" => refuses = true,
+            // A target or a match of iptables that nft has no words for.
+            "xt" if expression.pointer("/xt/name").is_some_and(|name| name == "REJECT") => {
+                refuses = true;
+            }
+            // Whatever else is a condition, or another verdict.
+            _ => return false,
+        }
+    }
+    refuses
 }
 
 fn jumps_to(rule: &Value, own: &str) -> bool {
@@ -263,7 +293,7 @@ fn legacy(
     let has = |wanted: &str| rules.lines().any(|line| line == wanted);
     let chain = if has(&format!("-N {DOCKER_USER}")) {
         DOCKER_USER
-    } else if has("-P FORWARD DROP") {
+    } else if rules.lines().any(legacy_refuses_all) {
         "FORWARD"
     } else {
         return Ok(());
@@ -292,6 +322,12 @@ fn legacy(
         legacy: true,
     });
     Ok(())
+}
+
+/// Whether a line of the listing says that FORWARD lets nothing pass by itself.
+fn legacy_refuses_all(line: &str) -> bool {
+    let rest = line.strip_prefix("-A FORWARD -j ").unwrap_or_default();
+    line == "-P FORWARD DROP" || matches!(rest.split(' ').next(), Some("DROP" | "REJECT"))
 }
 
 fn legacy_remove(command: &str, names: &str, own: &str) -> Result<bool, Error> {
@@ -336,6 +372,33 @@ mod tests {
         let chains: Vec<Chain<'_>> = objects.iter().filter_map(Chain::read).collect();
         let places: Vec<String> = wanted(&chains).iter().map(ToString::to_string).collect();
         assert_eq!(places, ["inet mine fwd", "ip filter DOCKER-USER", "ip6 filter FORWARD"]);
+    }
+
+    #[test]
+    fn a_rule_that_refuses_all_has_no_condition() {
+        let refuses = |expressions: Value| refuses_all(&json!({ "expr": expressions }));
+        let counter = || json!({"counter": {"packets": 0, "bytes": 0}});
+        assert!(refuses(json!([{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}])));
+        assert!(refuses(json!([{"log": {"prefix": "no "}}, {"drop": null}])));
+        assert!(refuses(json!([counter(), {"xt": {"type": "target", "name": "REJECT"}}])));
+        let condition = json!({"match": {"op": "==", "left": {"meta": {"key": "iifname"}},
+            "right": "eth0"}});
+        assert!(!refuses(json!([condition, {"drop": null}])));
+        let invalid = json!({"xt": {"type": "match", "name": "conntrack"}});
+        assert!(!refuses(json!([invalid, counter(), {"drop": null}])));
+        assert!(!refuses(json!([{"limit": {"rate": 5, "per": "second"}}, {"drop": null}])));
+        assert!(!refuses(json!([counter(), {"accept": null}])) && !refuses(json!([counter()])));
+        for (line, says) in [
+            ("-P FORWARD DROP", true),
+            ("-A FORWARD -j REJECT --reject-with icmp-host-prohibited", true),
+            ("-A FORWARD -j DROP", true),
+            ("-A FORWARD -i eth0 -j DROP", false),
+            ("-A FORWARD -j DROPPED", false),
+            ("-A INPUT -j DROP", false),
+            ("-P FORWARD ACCEPT", false),
+        ] {
+            assert_eq!(legacy_refuses_all(line), says, "{line}");
+        }
     }
 
     #[test]

@@ -38,6 +38,15 @@ pub(crate) fn register(suite: &mut Suite) {
     suite.test("outside::a_firewall_of_docker_in_nft", AGENTS, || {
         a_firewall_that_drops(Firewall::DockerNft);
     });
+    suite.test("outside::a_firewall_that_rejects_last", WITH_IPTABLES, || {
+        a_firewall_that_drops(Firewall::RejectsLast);
+    });
+    suite.test("outside::a_firewall_that_rejects_last_legacy", WITH_IPTABLES, || {
+        a_firewall_that_drops(Firewall::LegacyRejectsLast);
+    });
+    suite.test("outside::a_firewall_like_firewalld", AGENTS, || {
+        a_firewall_that_drops(Firewall::Firewalld);
+    });
     suite.test("outside::a_firewall_in_nft", AGENTS, || a_firewall_that_drops(Firewall::Nft));
     suite.test("outside::an_agent_that_is_killed", AGENTS, an_agent_that_is_killed);
     suite.test("outside::two_agents_of_one_host", AGENTS, two_agents_of_one_host);
@@ -383,14 +392,35 @@ enum Firewall {
     Legacy,
     /// A table of somebody's own, with the policy drop.
     Nft,
+    /// As RHEL's iptables services make it: what no rule has accepted is rejected by the last one.
+    RejectsLast,
+    /// The same with the older kernel interface.
+    LegacyRejectsLast,
+    /// As firewalld makes it, with its priority.
+    Firewalld,
 }
 
 impl Firewall {
     /// The commands that make it, as after a boot.
     fn load(self, netns: &Netns) {
         match self {
-            Self::Docker => iptables(netns, ["iptables-nft", "ip6tables-nft"]),
-            Self::Legacy => iptables(netns, ["iptables-legacy", "ip6tables-legacy"]),
+            Self::Docker => iptables(netns, NFT, &DOCKER),
+            Self::Legacy => iptables(netns, LEGACY, &DOCKER),
+            Self::RejectsLast => iptables(netns, NFT, &REJECTS_LAST),
+            Self::LegacyRejectsLast => iptables(netns, LEGACY, &REJECTS_LAST),
+            Self::Firewalld => nft(
+                netns,
+                "add table inet firewalld\n\
+                 add chain inet firewalld filter_FORWARD \
+                 { type filter hook forward priority 10; policy accept; }\n\
+                 add chain inet firewalld filter_FORWARD_POLICIES\n\
+                 add rule inet firewalld filter_FORWARD ct state { established, related } accept\n\
+                 add rule inet firewalld filter_FORWARD ct status dnat accept\n\
+                 add rule inet firewalld filter_FORWARD iifname lo accept\n\
+                 add rule inet firewalld filter_FORWARD ct state invalid drop\n\
+                 add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES\n\
+                 add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited\n",
+            ),
             Self::DockerNft => {
                 for family in ["ip", "ip6"] {
                     let rules = format!(
@@ -417,8 +447,8 @@ impl Firewall {
 
     /// Throws everything away, ours too, and loads it again.
     fn reload(self, netns: &Netns) {
-        if self == Self::Legacy {
-            for command in ["iptables-legacy", "ip6tables-legacy"] {
+        if self.is_legacy() {
+            for command in LEGACY {
                 for words in [["-F"], ["-X"]] {
                     netns.exec(command, &words);
                 }
@@ -428,26 +458,41 @@ impl Firewall {
         self.load(netns);
     }
 
+    fn is_legacy(self) -> bool {
+        matches!(self, Self::Legacy | Self::LegacyRejectsLast)
+    }
+
     /// Where our jumps belong.
     fn places(self) -> &'static [&'static str] {
         match self {
             Self::Docker | Self::DockerNft => &["ip filter DOCKER-USER", "ip6 filter DOCKER-USER"],
             Self::Legacy => &["ip filter DOCKER-USER (legacy)", "ip6 filter DOCKER-USER (legacy)"],
             Self::Nft => &["inet mine forward"],
+            Self::RejectsLast => &["ip filter FORWARD", "ip6 filter FORWARD"],
+            Self::LegacyRejectsLast => {
+                &["ip filter FORWARD (legacy)", "ip6 filter FORWARD (legacy)"]
+            }
+            Self::Firewalld => &["inet firewalld filter_FORWARD"],
         }
     }
 }
 
-fn iptables(netns: &Netns, commands: [&str; 2]) {
+const NFT: [&str; 2] = ["iptables-nft", "ip6tables-nft"];
+const LEGACY: [&str; 2] = ["iptables-legacy", "ip6tables-legacy"];
+const DOCKER: [&str; 6] = [
+    "-P FORWARD DROP",
+    "-N DOCKER-USER",
+    "-A DOCKER-USER -j RETURN",
+    "-N DOCKER-FORWARD",
+    "-A FORWARD -j DOCKER-USER",
+    "-A FORWARD -j DOCKER-FORWARD",
+];
+const REJECTS_LAST: [&str; 2] =
+    ["-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-A FORWARD -j REJECT"];
+
+fn iptables(netns: &Netns, commands: [&str; 2], rules: &[&str]) {
     for command in commands {
-        for words in [
-            "-P FORWARD DROP",
-            "-N DOCKER-USER",
-            "-A DOCKER-USER -j RETURN",
-            "-N DOCKER-FORWARD",
-            "-A FORWARD -j DOCKER-USER",
-            "-A FORWARD -j DOCKER-FORWARD",
-        ] {
+        for words in rules {
             netns.exec(command, &words.split_whitespace().collect::<Vec<_>>());
         }
     }
@@ -512,9 +557,9 @@ fn a_firewall_that_drops(firewall: Firewall) {
     agent.stop();
     let _ = agent.clean_up().expect_success();
     nothing_is_left(agent);
-    if firewall == Firewall::Legacy {
+    if firewall.is_legacy() {
         let listed = host.exec("iptables-legacy", &["-S"]);
-        assert!(!listed.contains("SKYBRIDGE") && listed.contains("-N DOCKER-USER"), "{listed}");
+        assert!(!listed.contains("SKYBRIDGE") && listed.contains("-A FORWARD"), "{listed}");
     }
 }
 
