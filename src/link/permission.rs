@@ -18,9 +18,11 @@
 //! Whoever reloads a firewall throws the jump away. It is looked for again and again, and asked for
 //! again where it is missing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -29,6 +31,8 @@ use super::{Error, NetNs, Owner};
 
 /// What this does, for errors.
 const DOING: &str = "ask the host's firewall to let uplinks pass";
+/// A chain that lets something pass is not listed again for this many times as long as that took.
+const LISTED: u32 = 50;
 /// The chain that Docker keeps for the rules of others.
 const DOCKER_USER: &str = "DOCKER-USER";
 /// The commands of the older interface, by family.
@@ -58,13 +62,19 @@ impl fmt::Display for Place {
 }
 
 /// What was found and done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Permission {
     /// Where the jumps are.
     pub places: Vec<Place>,
     /// How many of them had to be made.
     pub made: usize,
+    /// Where they could not be made, and why: the kernel lets nobody else change the table of a program
+    /// that has said that it owns it.
+    pub refused: Vec<(Place, Error)>,
 }
+
+/// Chains that let something pass by themselves, and until when they are taken for such.
+pub type Open = BTreeMap<Place, Instant>;
 
 /// The name of an owner's chain.
 #[must_use]
@@ -72,41 +82,64 @@ pub fn chain(owner: &Owner) -> String {
     format!("SKYBRIDGE-{}", owner.hash())
 }
 
-/// Makes the jumps that are missing.
+/// Makes the jumps that are missing, each by itself. Gives what `open` is to be the next time.
 ///
 /// # Errors
-/// `Nft`, also for `iptables-legacy`.
-pub async fn settle(host: &NetNs, owner: &Owner) -> Result<Permission, Error> {
+/// `Nft` when the chains cannot be listed, also for `iptables-legacy`.
+pub async fn settle(
+    host: &NetNs,
+    owner: &Owner,
+    mut open: Open,
+) -> Result<(Permission, Open), Error> {
     let owner = owner.clone();
     in_namespace(host, move || {
         let mut permission = Permission::default();
         let chains = objects(DOING, &["-j", "list", "chains"])?;
-        let mut chains: Vec<Chain<'_>> = chains.iter().filter_map(Chain::read).collect();
-        for Chain { family, table, name, drops, .. } in chains.iter_mut().filter(|it| it.forwards) {
-            if !*drops {
-                let rules = objects(DOING, &["-j", "list", "chain", family, table, name])?;
-                *drops = rules.iter().filter_map(|it| it.get("rule")).any(refuses_all);
-            }
-        }
+        let chains: Vec<Chain<'_>> = chains.iter().filter_map(Chain::read).collect();
         let (own, uplinks) = (chain(&owner), owner.uplinks());
-        let mut text = String::new();
-        for place in wanted(&chains) {
-            let (jump, rules) = granted(&place, &own, &uplinks)?;
-            if !jump || !rules {
-                grant(&mut text, &place, &own, &uplinks, jump);
-                permission.made += 1;
+        let (candidates, now) = (candidates(&chains), Instant::now());
+        open.retain(|place, until| {
+            now < *until && candidates.iter().any(|it| it.place() == *place)
+        });
+        for candidate in candidates {
+            let place = candidate.place();
+            if open.contains_key(&place) {
+                continue;
             }
-            permission.places.push(place);
-        }
-        if !text.is_empty() {
-            nft(DOING, &["-f", "-"], &text)?;
+            let began = Instant::now();
+            // What cannot be listed is gone again, or has a name that nft's language has no room for.
+            let Ok(rules) = list(&place, &place.chain) else { continue };
+            if !candidate.drops && !rules.iter().any(refuses_all) {
+                // A long chain is not to keep a processor busy.
+                open.insert(place, Instant::now() + LISTED * began.elapsed());
+                continue;
+            }
+            match settle_place(&place, &rules, &own, &uplinks) {
+                Ok(made) => {
+                    permission.made += usize::from(made);
+                    permission.places.push(place);
+                }
+                Err(error) => permission.refused.push((place, error)),
+            }
         }
         for (family, command, names) in LEGACY {
             legacy(family, command, names, &own, &uplinks, &mut permission)?;
         }
-        Ok(permission)
+        Ok((permission, open))
     })
     .await
+}
+
+/// Makes the jump at `place`, the rules of which were listed, and our chain there, where either is not
+/// whole. Whether it was not.
+fn settle_place(place: &Place, rules: &[Value], own: &str, uplinks: &str) -> Result<bool, Error> {
+    let jump = rules.iter().any(|rule| jumps_to(rule, own));
+    // A chain that is not there cannot be listed.
+    if jump && accepts(&list(place, own)?, uplinks) {
+        return Ok(false);
+    }
+    nft(DOING, &["-f", "-"], &grant(place, own, uplinks, jump))?;
+    Ok(true)
 }
 
 /// Removes the jumps and the chains. Returns from how many tables.
@@ -153,7 +186,7 @@ struct Chain<'a> {
     name: &'a str,
     /// Hooks `forward` to filter.
     forwards: bool,
-    /// And lets nothing pass by itself: by its policy, as far as it is read.
+    /// Jumps belong there without a look at its rules: its policy is drop, or it is Docker's for others.
     drops: bool,
 }
 
@@ -162,10 +195,10 @@ impl<'a> Chain<'a> {
         let chain = object.get("chain")?;
         let text = |key: &str| chain.get(key).and_then(Value::as_str);
         let family = text("family")?;
-        let forwards = text("hook") == Some("forward") && text("type") == Some("filter");
-        let drops = forwards && text("policy") == Some("drop");
-        let routed = matches!(family, "ip" | "ip6" | "inet");
         let (table, name) = (text("table")?, text("name")?);
+        let forwards = text("hook") == Some("forward") && text("type") == Some("filter");
+        let drops = name == DOCKER_USER || forwards && text("policy") == Some("drop");
+        let routed = matches!(family, "ip" | "ip6" | "inet");
         routed.then_some(Self { family, table, name, forwards, drops })
     }
 
@@ -179,38 +212,48 @@ impl<'a> Chain<'a> {
     }
 }
 
-/// Where jumps belong: in each `DOCKER-USER`, and in each chain that drops in a table without one.
-fn wanted(chains: &[Chain<'_>]) -> Vec<Place> {
-    let docker: Vec<&Chain<'_>> = chains.iter().filter(|it| it.name == DOCKER_USER).collect();
-    let covered = |chain: &&Chain<'_>| {
-        !docker.iter().any(|it| (it.family, it.table) == (chain.family, chain.table))
-    };
-    let dropping = chains.iter().filter(|chain| chain.drops).filter(covered);
-    let mut places: Vec<Place> = dropping.map(Chain::place).collect();
-    places.extend(docker.iter().map(|chain| chain.place()));
-    places.sort();
-    places
+/// Where jumps may belong: in each `DOCKER-USER`, and in the chains at `forward` of tables without one.
+fn candidates<'a>(chains: &[Chain<'a>]) -> Vec<Chain<'a>> {
+    let docker = |it: &Chain<'_>| it.name == DOCKER_USER;
+    let mut found: Vec<Chain<'a>> = chains
+        .iter()
+        .filter(|chain| {
+            let covered =
+                |it: &Chain<'_>| docker(it) && (it.family, it.table) == (chain.family, chain.table);
+            docker(chain) || chain.forwards && !chains.iter().any(covered)
+        })
+        .copied()
+        .collect();
+    found.sort_by_key(Chain::place);
+    found
+}
+
+/// The rules of a chain in the table of `place`.
+fn list(place: &Place, chain: &str) -> Result<Vec<Value>, Error> {
+    let listed = objects(DOING, &["-j", "list", "chain", &place.family, &place.table, chain])?;
+    Ok(listed.into_iter().filter_map(|mut it| it.get_mut("rule").map(Value::take)).collect())
 }
 
 /// Whether a rule drops or rejects whatever comes to it.
 fn refuses_all(rule: &Value) -> bool {
-    let mut refuses = false;
+    let mut verdict = None;
     for expression in rule.get("expr").and_then(Value::as_array).into_iter().flatten() {
-        let Some(kind) = expression.as_object().and_then(|it| it.keys().next()) else {
+        let Some((kind, what)) = expression.as_object().and_then(|it| it.iter().next()) else {
             return false;
         };
+        let named = |name: &str| what.get("name").is_some_and(|it| it == name);
         match kind.as_str() {
             "counter" | "log" => {}
-            "drop" | "reject" => refuses = true,
-            // A target or a match of iptables that nft has no words for.
-            "xt" if expression.pointer("/xt/name").is_some_and(|name| name == "REJECT") => {
-                refuses = true;
-            }
+            "xt" if named("comment") => {}
+            // nft has no words for a target of iptables, and before 1.0.6 not even its name: what stands
+            // alone is one then, and mostly this one.
+            "xt" if named("REJECT") || what.is_null() && verdict.is_none() => verdict = Some("xt"),
+            "drop" | "reject" if verdict.is_none() => verdict = Some("its own"),
             // Whatever else is a condition, or another verdict.
             _ => return false,
         }
     }
-    refuses
+    verdict.is_some()
 }
 
 fn jumps_to(rule: &Value, own: &str) -> bool {
@@ -220,38 +263,30 @@ fn jumps_to(rule: &Value, own: &str) -> bool {
         .any(|target| target == own)
 }
 
-/// Whether the jump is there, and whether both rules of our chain are.
-fn granted(place: &Place, own: &str, uplinks: &str) -> Result<(bool, bool), Error> {
-    let Place { family, table, chain, .. } = place;
-    let list = |name: &str| objects(DOING, &["-j", "list", "chain", family, table, name]);
-    let jump = list(chain)?.iter().filter_map(|it| it.get("rule")).any(|it| jumps_to(it, own));
-    // A chain that is not there cannot be listed.
-    if !jump {
-        return Ok((false, false));
-    }
-    let rules = list(own)?;
-    let accepted = rules.iter().filter_map(|it| it.get("rule")).filter(|rule| {
+/// Whether the rules of our chain are what they shall be.
+fn accepts(rules: &[Value], uplinks: &str) -> bool {
+    let accepted = rules.iter().filter(|rule| {
         let text = rule.to_string();
         text.contains(&format!("\"{uplinks}*\"")) && text.contains("\"accept\"")
     });
-    Ok((true, accepted.count() == 2))
+    accepted.count() == 2
 }
 
-fn grant(text: &mut String, place: &Place, own: &str, uplinks: &str, jump: bool) {
+/// The commands that make our chain and, where it is missing, the jump.
+fn grant(place: &Place, own: &str, uplinks: &str, jump: bool) -> String {
     let Place { family, table, chain, .. } = place;
-    let mut line = |rest: fmt::Arguments<'_>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{rest}");
-    };
-    line(format_args!("add chain {family} {table} {own}"));
-    line(format_args!("flush chain {family} {table} {own}"));
+    let mut lines = vec![
+        format!("add chain {family} {table} {own}"),
+        format!("flush chain {family} {table} {own}"),
+    ];
     for way in ["iifname", "oifname"] {
-        line(format_args!("add rule {family} {table} {own} {way} \"{uplinks}*\" counter accept"));
+        lines.push(format!("add rule {family} {table} {own} {way} \"{uplinks}*\" counter accept"));
     }
     if !jump {
         // At the top: what follows may drop.
-        line(format_args!("insert rule {family} {table} {chain} counter jump {own}"));
+        lines.push(format!("insert rule {family} {table} {chain} counter jump {own}"));
     }
+    lines.join("\n") + "\n"
 }
 
 // ===== the older kernel interface =====
@@ -326,8 +361,15 @@ fn legacy(
 
 /// Whether a line of the listing says that FORWARD lets nothing pass by itself.
 fn legacy_refuses_all(line: &str) -> bool {
-    let rest = line.strip_prefix("-A FORWARD -j ").unwrap_or_default();
-    line == "-P FORWARD DROP" || matches!(rest.split(' ').next(), Some("DROP" | "REJECT"))
+    let rest = line.strip_prefix("-A FORWARD ").unwrap_or_default();
+    let rest = match rest.strip_prefix("-m comment --comment ") {
+        // What is of more than one word is quoted.
+        Some(text) if text.starts_with('"') => text.rsplit_once("\" ").map_or("", |it| it.1),
+        Some(text) => text.split_once(' ').map_or("", |it| it.1),
+        None => rest,
+    };
+    let target = rest.strip_prefix("-j ").unwrap_or_default();
+    line == "-P FORWARD DROP" || matches!(target.split(' ').next(), Some("DROP" | "REJECT"))
 }
 
 fn legacy_remove(command: &str, names: &str, own: &str) -> Result<bool, Error> {
@@ -370,8 +412,16 @@ mod tests {
             base("bridge", "l2", "fwd", "drop"),
         ];
         let chains: Vec<Chain<'_>> = objects.iter().filter_map(Chain::read).collect();
-        let places: Vec<String> = wanted(&chains).iter().map(ToString::to_string).collect();
-        assert_eq!(places, ["inet mine fwd", "ip filter DOCKER-USER", "ip6 filter FORWARD"]);
+        let found = candidates(&chains);
+        let places: Vec<_> = found.iter().map(|it| (it.place().to_string(), it.drops)).collect();
+        let places: Vec<_> = places.iter().map(|(text, drops)| (text.as_str(), *drops)).collect();
+        let wanted = [
+            ("inet mine fwd", true),
+            ("inet open fwd", false),
+            ("ip filter DOCKER-USER", true),
+            ("ip6 filter FORWARD", true),
+        ];
+        assert_eq!(places, wanted);
     }
 
     #[test]
@@ -388,10 +438,23 @@ mod tests {
         assert!(!refuses(json!([invalid, counter(), {"drop": null}])));
         assert!(!refuses(json!([{"limit": {"rate": 5, "per": "second"}}, {"drop": null}])));
         assert!(!refuses(json!([counter(), {"accept": null}])) && !refuses(json!([counter()])));
+        let comment = json!({"xt": {"type": "match", "name": "comment"}});
+        assert!(refuses(json!([comment, counter(), {"drop": null}])));
+        // As before nft 1.0.6: a target, a match with a verdict, and both.
+        let xt = || json!({"xt": null});
+        assert!(refuses(json!([counter(), xt()])));
+        assert!(!refuses(json!([xt(), counter(), {"drop": null}])));
+        assert!(!refuses(json!([xt(), counter(), xt()])));
         for (line, says) in [
             ("-P FORWARD DROP", true),
             ("-A FORWARD -j REJECT --reject-with icmp-host-prohibited", true),
             ("-A FORWARD -j DROP", true),
+            ("-A FORWARD -m comment --comment \"999 \\\"drop\\\" all\" -j DROP", true),
+            (
+                "-A FORWARD -m comment --comment last -j REJECT --reject-with icmp6-port-unreachable",
+                true,
+            ),
+            ("-A FORWARD -m comment --comment \"a -j DROP\" -j ACCEPT", false),
             ("-A FORWARD -i eth0 -j DROP", false),
             ("-A FORWARD -j DROPPED", false),
             ("-A INPUT -j DROP", false),

@@ -579,6 +579,7 @@ pub(crate) fn status() -> Status {
             forwards_ipv6: true,
             changed: vec!["net.ipv4.ip_forward".to_owned()],
             permission: vec!["ip filter DOCKER-USER".to_owned()],
+            refused: Vec::new(),
             reasserted: 2,
             udp_ports: Some("4790-32767".to_owned()),
         }),

@@ -229,3 +229,41 @@ fn a_packet_from_another_host_that_nobody_here_takes_is_answered() {
         }
     }
 }
+
+/// A host with networks on several UDP ports has a slot for each, and all that it sends is marked as
+/// one of them.
+#[test]
+fn what_comes_from_an_address_speaks_for_all_its_ports() {
+    for (carrier, under) in ways() {
+        let mut lab = routed(3, Options::default(), carrier, under);
+        let host = &mut lab.hosts[0];
+        let address = if under { vtep_address_v6(2) } else { vtep_address(2) };
+        host.set_vtep(1, |vtep| {
+            *vtep = fdb::Vtep { address, port: 4790, host: Some("host-2".into()), ..vtep.clone() };
+        });
+        let packet = whole(&Spec::new(1, 33, false, false, 10));
+        assert_eq!(host.send_whole(&packet), Outcome::Done);
+        let there = Arrived {
+            source: address,
+            ..by_way(carrier, under, &whole(&Spec::new(33, 1, false, false, 10)))
+        };
+        for (now_ms, heard, told) in [
+            (1000, true, false),
+            (2500, true, false),
+            (4000, false, false),
+            (5500, false, true),
+            (7000, true, true),
+            (8500, false, false),
+        ] {
+            host.now_ms = now_ms;
+            host.outbound.paths.note_unreachable(address, now_ms);
+            let outcome = host.send_whole(&packet);
+            assert_eq!(matches!(outcome, Outcome::Reply(_)), told, "{now_ms}");
+            if heard {
+                host.receive(std::slice::from_ref(&there));
+                host.outbound.paths.note_unreachable(address, now_ms);
+            }
+            assert_eq!(host.send_whole(&packet), Outcome::Done, "{now_ms}");
+        }
+    }
+}

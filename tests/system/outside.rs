@@ -1,7 +1,9 @@
 //! Gateways, the way to the world, and the way between networks and their hosts: on hosts whose
 //! firewall drops what it does not know, and on hosts without one.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +50,7 @@ pub(crate) fn register(suite: &mut Suite) {
         a_firewall_that_drops(Firewall::Firewalld);
     });
     suite.test("outside::a_firewall_in_nft", AGENTS, || a_firewall_that_drops(Firewall::Nft));
+    suite.test("outside::a_firewall_that_owns_its_table", AGENTS, a_firewall_that_owns_its_table);
     suite.test("outside::an_agent_that_is_killed", AGENTS, an_agent_that_is_killed);
     suite.test("outside::two_agents_of_one_host", AGENTS, two_agents_of_one_host);
     suite.test("outside::large_packets", AGENTS, large_packets);
@@ -408,19 +411,7 @@ impl Firewall {
             Self::Legacy => iptables(netns, LEGACY, &DOCKER),
             Self::RejectsLast => iptables(netns, NFT, &REJECTS_LAST),
             Self::LegacyRejectsLast => iptables(netns, LEGACY, &REJECTS_LAST),
-            Self::Firewalld => nft(
-                netns,
-                "add table inet firewalld\n\
-                 add chain inet firewalld filter_FORWARD \
-                 { type filter hook forward priority 10; policy accept; }\n\
-                 add chain inet firewalld filter_FORWARD_POLICIES\n\
-                 add rule inet firewalld filter_FORWARD ct state { established, related } accept\n\
-                 add rule inet firewalld filter_FORWARD ct status dnat accept\n\
-                 add rule inet firewalld filter_FORWARD iifname lo accept\n\
-                 add rule inet firewalld filter_FORWARD ct state invalid drop\n\
-                 add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES\n\
-                 add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited\n",
-            ),
+            Self::Firewalld => nft(netns, &format!("add table inet firewalld\n{FIREWALLD}")),
             Self::DockerNft => {
                 for family in ["ip", "ip6"] {
                     let rules = format!(
@@ -477,6 +468,17 @@ impl Firewall {
     }
 }
 
+/// What is in firewalld's table.
+const FIREWALLD: &str = "\
+    add chain inet firewalld filter_FORWARD \
+    { type filter hook forward priority 10; policy accept; }\n\
+    add chain inet firewalld filter_FORWARD_POLICIES\n\
+    add rule inet firewalld filter_FORWARD ct state { established, related } accept\n\
+    add rule inet firewalld filter_FORWARD ct status dnat accept\n\
+    add rule inet firewalld filter_FORWARD iifname lo accept\n\
+    add rule inet firewalld filter_FORWARD ct state invalid drop\n\
+    add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES\n\
+    add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited\n";
 const NFT: [&str; 2] = ["iptables-nft", "ip6tables-nft"];
 const LEGACY: [&str; 2] = ["iptables-legacy", "ip6tables-legacy"];
 const DOCKER: [&str; 6] = [
@@ -675,4 +677,47 @@ fn large_packets() {
         let how = Tcp { bytes: 1_000_000, streams: 1, odd_sizes: true };
         traffic::tcp(&lab, &inside, &there, Family::V4, how);
     }
+}
+
+/// The kernel lets nobody else change a table whose program has said that it owns it. That is told, the
+/// others are asked all the same, and nothing is written again and again.
+fn a_firewall_that_owns_its_table() {
+    let lab = Lab::with_hosts(1).build();
+    let _world = World::behind(&lab, 1, 1500);
+    let host = lab.host(1).netns();
+    Firewall::DockerNft.load(host);
+    let mut owner = host.command("nft");
+    let mut owner = owner.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let rules = format!("add table inet firewalld {{ flags owner; }}\n{FIREWALLD}");
+    owner.stdin.as_mut().unwrap().write_all(rules.as_bytes()).unwrap();
+    wait_until("the table is there", SOON, || {
+        let listed =
+            host.try_exec("nft", &["list", "chain", "inet", "firewalld", "filter_FORWARD"]);
+        listed.stdout.contains("reject").then_some(())
+    });
+    let agent = &start(&lab, &[1])[0];
+    agent.allow_log("cannot be asked");
+    agent.create_network(GREEN, &with(&["--nat-outgoing"]));
+    let inside = agent.container(&lab, GREEN, "c1", &["--default-route"]);
+    let outside = || agent.json(&["status"])["outside"].clone();
+    wait_until("the refusal is told", SOON, || {
+        outside()["refused"][0]
+            .as_str()?
+            .starts_with("inet firewalld filter_FORWARD (")
+            .then_some(())
+    });
+    assert_eq!(permission(agent), Firewall::DockerNft.places());
+    let text = agent.cli(&["status"]).stdout;
+    assert!(text.contains("refused by inet firewalld filter_FORWARD"), "{text}");
+    assert!(!traffic::reaches(inside.netns(), World::address(Family::V4)));
+    let log = agent.log();
+    assert_eq!(log.matches("cannot be asked").count(), 1, "{log}");
+    assert_eq!(outside()["reasserted"], 0, "{}", outside());
+    // The table goes with its owner.
+    drop(owner.stdin.take());
+    let _ = owner.wait().unwrap();
+    wait_until("nobody refuses any more", SOON, || {
+        (outside()["refused"].as_array()?.is_empty()).then_some(())
+    });
+    reaches_world(&inside);
 }

@@ -86,6 +86,7 @@ fn outside(agent: &Agent) -> Option<types::Outside> {
         forwards_ipv6: host.forwarding.v6,
         changed: host.changed.into_iter().collect(),
         permission: host.permission.iter().map(ToString::to_string).collect(),
+        refused: host.refused.clone(),
         reasserted: host.reasserted,
         udp_ports: host.udp_ports.map(|ports| format!("{}-{}", ports.start(), ports.end())),
     })

@@ -109,6 +109,8 @@ pub struct Host {
     pub udp_ports: Option<RangeInclusive<u16>>,
     /// Where other people's rules let us pass.
     pub permission: Vec<Place>,
+    /// Where they could not be told to, and why.
+    pub refused: Vec<String>,
     /// How often rules were gone and had to be written again.
     pub reasserted: u64,
     /// Settings that were changed so that the host forwards.

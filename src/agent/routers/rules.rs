@@ -28,6 +28,8 @@ pub(super) struct Written {
     rules: Option<Rules>,
     /// The table as nft showed it after it was written.
     shown: Option<String>,
+    /// Chains of others that need not be asked.
+    open: permission::Open,
 }
 
 /// Writes the host's rules where they are not those of the networks that are set up here; with `check`
@@ -120,7 +122,9 @@ async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
     let wanted = Forwarding { v4: has(false), v6: has(true) };
     let set = forwarding::enable(&host, wanted).await?;
     let forwarding = forwarding::state(&host).await?;
-    let permission = permission::settle(&host, owner).await?;
+    let open = std::mem::take(&mut written.open);
+    let permission;
+    (permission, written.open) = permission::settle(&host, owner, open).await?;
     let again = lost || (!changed && permission.made > 0);
     if again {
         tracing::info!(
@@ -132,7 +136,13 @@ async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
     if !set.is_empty() {
         tracing::info!(settings = set.join(", "), "the host forwards now, which ways out need");
     }
+    let refused = permission.refused.iter().map(|(place, error)| format!("{place} ({error})"));
+    let refused: Vec<String> = refused.collect();
     agent.routers.note(|host| {
+        for place in refused.iter().filter(|place| !host.refused.contains(place)) {
+            tracing::warn!(%place, "a chain refuses what is forwarded and cannot be asked to let it pass");
+        }
+        host.refused = refused;
         host.table = Some(format!("inet {}", firewall::table(owner)));
         host.udp_ports = Some(rules.udp_ports.clone());
         host.permission = permission.places;

@@ -167,9 +167,11 @@ fn told(outside: &Outside) -> String {
     if !outside.changed.is_empty() {
         let _ = write!(text, " (set by this agent: {})", outside.changed.join(", "));
     }
-    let permission = match outside.permission.is_empty() {
-        true => "not needed".to_owned(),
-        false => format!("in {}", outside.permission.join(", ")),
+    let permission = match (outside.permission.as_slice(), outside.refused.as_slice()) {
+        ([], []) => "not needed".to_owned(),
+        ([], refused) => format!("refused by {}", refused.join(", ")),
+        (places, []) => format!("in {}", places.join(", ")),
+        (places, refused) => format!("in {}, refused by {}", places.join(", "), refused.join(", ")),
     };
     let _ = write!(text, ", permission {permission}");
     if outside.reasserted > 0 {

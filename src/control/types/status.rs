@@ -204,6 +204,8 @@ pub struct Outside {
     /// Chains of others, with family and table, that have a jump to our permission; empty when none
     /// drops what it is not told of.
     pub permission: Vec<String>,
+    /// Chains of others that needed one and could not be given it, each with the reason.
+    pub refused: Vec<String>,
     /// How often this run found rules gone and wrote them again.
     pub reasserted: u64,
     /// Source ports of masqueraded UDP, `FIRST-LAST`.

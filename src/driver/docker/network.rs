@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use membership::docker::{self, DockerNetwork, MADE_BY};
 use membership::gateway;
-use membership::key::{DockerId, NetworkName};
+use membership::key::{DockerId, NetworkId, NetworkName};
 use membership::network::{self, NetworkSpec};
 use membership::record::{AddressRange, DockerRecord, NetworkOptions, NetworkRecord};
 use serde::Deserialize;
@@ -459,21 +459,25 @@ impl Driver {
                 attach::detach_one(&self.agent, note).await?;
             }
         }
-        let _turn = self.networks.lock().await;
+        let turn = self.networks.lock().await;
         let mut noted = self.noted_as(&asked.id).await?;
         // A Swarm tells each host for itself, so what is left are others'.
         let told = noted.iter().any(|noted| noted.host == self.agent.name);
         if told || !is_of_one_docker(&asked.id) {
             noted.retain(|noted| noted.host == self.agent.name);
         }
-        self.forget(noted, |record| record.created = false).await
+        let gone = self.forget(noted, |record| record.created = false).await?;
+        drop(turn);
+        self.gone(gone).await
     }
 
     /// FreeNetwork. Each leader of a Swarm allocates for itself, and only the last one frees.
     pub(super) async fn free(&self, asked: types::Network) -> Answer {
-        let _turn = self.networks.lock().await;
+        let turn = self.networks.lock().await;
         let noted = self.noted_as(&asked.id).await?;
-        self.forget(noted, |record| record.allocated = false).await
+        let gone = self.forget(noted, |record| record.allocated = false).await?;
+        drop(turn);
+        self.gone(gone).await
     }
 
     /// Keeps a copy of this host's record on the disk, except with a cluster store: there any host may
@@ -493,11 +497,13 @@ impl Driver {
         Ok(noted)
     }
 
+    /// Changes what is noted, and gives the networks that went with the last note of them.
     async fn forget(
         &self,
         noted: Vec<DockerNetwork>,
         change: impl Fn(&mut DockerRecord),
-    ) -> Answer {
+    ) -> Result<Vec<NetworkId>, Error> {
+        let mut left = Vec::new();
         for mut noted in noted {
             let before = noted.record.clone();
             change(&mut noted.record);
@@ -516,11 +522,18 @@ impl Driver {
             } else if let Some(gone) =
                 docker::remove(&self.agent.store, &noted).await.map_err(failed)?
             {
-                // So that what is listed next knows. Should the watch be slow, it is gone all the same.
-                let _: Result<(), Error> =
-                    self.agent.tables.wait_for_network(&gone.id, false, ECHO).await;
+                left.push(gone.id);
                 tracing::info!(network = %gone.name, docker = %noted.id, "Docker's network is removed");
             }
+        }
+        Ok(left)
+    }
+
+    /// The answer that networks are gone, when they are from what is listed here too.
+    async fn gone(&self, networks: Vec<NetworkId>) -> Answer {
+        for id in networks {
+            // Should this host's watch be slow, it is gone all the same.
+            let _: Result<(), Error> = self.agent.tables.wait_for_network(&id, false, ECHO).await;
         }
         Ok(json!({}))
     }
