@@ -4,6 +4,10 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+/// A request to the kernel that is given up, as at a stop, is warned of there, once for each part of the
+/// answer that nobody waits for any more.
+const GIVEN_UP: &str = "netlink_proto::connection";
+
 /// How lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -19,7 +23,7 @@ pub enum Format {
 /// # Errors
 /// When `level` is no filter.
 pub fn init(level: &str, format: Format) -> Result<(), String> {
-    let filter = EnvFilter::try_new(level).map_err(|err| {
+    let filter = filter(level).map_err(|err| {
         format!("the log level `{level}` is no filter ({err}): write error, warn, info or debug")
     })?;
     let builder = tracing_subscriber::fmt()
@@ -32,4 +36,27 @@ pub fn init(level: &str, format: Format) -> Result<(), String> {
         Format::Text => builder.try_init(),
     };
     Ok(())
+}
+
+fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::try_new(level)?;
+    // Whoever names it gets it.
+    Ok(if level.contains("netlink_proto") {
+        filter
+    } else {
+        filter.add_directive(format!("{GIVEN_UP}=error").parse()?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_up_is_no_warning_unless_it_is_asked_for() {
+        let directives = |level: &str| filter(level).unwrap().to_string();
+        assert!(directives("info").contains("netlink_proto::connection=error"));
+        assert_eq!(directives("netlink_proto=debug"), "netlink_proto=debug");
+        assert!(filter("skybridge=loud").is_err());
+    }
 }
