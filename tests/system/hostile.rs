@@ -339,6 +339,12 @@ fn goes_on(scene: &Scene) {
         assert!(agent.running(), "{} has ended: {}", agent.name(), agent.log());
         assert!(!agent.log().contains("panicked"), "{}", agent.log());
     }
+    // What lies in its sockets leaves no room for anything else until it is dealt with.
+    let mut last = None;
+    wait_until("what the attack has left is dealt with", Duration::from_secs(20), || {
+        let now = accounts(&scene.agents[0]);
+        (last.replace(now) == Some(now)).then_some(())
+    });
     scene.ping();
     let listed = scene.agents[0].json(&["drops"]);
     for row in listed.as_array().unwrap() {
