@@ -86,19 +86,28 @@ impl Scene {
 
     /// As [`Self::attack`], in trains of datagrams of one length, of which one or more are bad.
     fn trains(&self, host: usize, pace: Pace, seed: u64) -> Attack {
+        self.trains_of((host, self.target()), pace, seed, Forger::good, Forger::datagram)
+    }
+
+    /// Trains to any port, of what `good` and `any` make.
+    fn trains_of(
+        &self,
+        (host, to): (usize, SocketAddr),
+        pace: Pace,
+        seed: u64,
+        good: fn(&mut Forger, &mut Vec<u8>),
+        any: fn(&mut Forger, &mut Vec<u8>),
+    ) -> Attack {
         const SIZE: u16 = 300;
         let mut forger = Forger::new(self, seed);
-        let from = self.lab.host(host).address(Family::V4);
-        let to = self.target();
-        Attack::datagrams(self.lab.host(host).netns(), (from, to), pace, Some(SIZE), move |train| {
+        let host = self.lab.host(host);
+        let ends = (host.address(Family::V4), to);
+        Attack::datagrams(host.netns(), ends, pace, Some(SIZE), move |train| {
             let bad = forger.dice.below(20);
             for index in 0..20 {
                 let mut datagram = Vec::new();
-                if index == bad || forger.dice.below(8) == 0 {
-                    forger.datagram(&mut datagram);
-                } else {
-                    forger.good(&mut datagram);
-                }
+                let chosen = index == bad || forger.dice.below(8) == 0;
+                (if chosen { any } else { good })(&mut forger, &mut datagram);
                 datagram.resize(usize::from(SIZE), 0);
                 train.extend(datagram);
             }
@@ -150,6 +159,14 @@ impl Forger {
         dice.fill(&mut out[from..]);
     }
 
+    /// Other bytes in one to four places.
+    fn mutate(&mut self, out: &mut [u8]) {
+        for _ in 0..=self.dice.below(4) {
+            let at = self.dice.below(out.len());
+            out[at] = self.dice.byte();
+        }
+    }
+
     fn datagram(&mut self, out: &mut Vec<u8>) {
         match self.dice.below(14) {
             0 => self.noise(out, 1400),
@@ -159,10 +176,7 @@ impl Forger {
             }
             2..=4 => {
                 self.good(out);
-                for _ in 0..=self.dice.below(4) {
-                    let at = self.dice.below(out.len());
-                    out[at] = self.dice.byte();
-                }
+                self.mutate(out);
             }
             5 => {
                 self.good(out);

@@ -9,7 +9,7 @@ use testkit::{Agent, Container, Family, Lab, Process, Store, Suite, Underlay, wa
 
 use crate::privileges::{UNDER_UNIT, unit};
 use crate::support::{
-    AGENTS, DUAL, NETWORK, WITH_ETCD, carry, cluster, containers, exchange, measured, number,
+    AGENTS, DUAL, NETWORK, WITH_ETCD, cluster, containers, exchange, measured, number,
 };
 
 pub(crate) fn register(suite: &mut Suite) {
@@ -220,8 +220,7 @@ fn another_number_of_workers() {
     second.kill9();
     let again = lab.start_agent(2, spec(2).args(&["--workers", "2"]));
     assert_eq!(again.json(&["status"])["datapath"]["workers"], 2);
-    // The flows leave no room for saying what is lost.
-    carry(&lab, &containers[0], &containers[1], 200_000);
+    exchange(&lab, &containers[0], &containers[1], 200_000);
     again.kill9();
     second.start();
     assert_eq!(second.json(&["status"])["datapath"]["workers"], 1);

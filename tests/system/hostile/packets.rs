@@ -41,24 +41,9 @@ fn attack(scene: &Scene, mode: &str, (host, ipv6): (usize, bool), pace: Pace, se
 
 /// Trains of packets of one length, of which one or more are bad.
 fn trains(scene: &Scene, host: usize, pace: Pace, seed: u64) -> Attack {
-    const SIZE: u16 = 300;
-    let mut forger = Forger::new(scene, seed);
-    let host = scene.lab.host(host);
     let to = SocketAddr::new(scene.agents[0].vtep(), PORT);
-    let ends = (host.address(Family::V4), to);
-    Attack::datagrams(host.netns(), ends, pace, Some(SIZE), move |train| {
-        let bad = forger.dice.below(20);
-        for index in 0..20 {
-            let mut one = Vec::new();
-            if index == bad || forger.dice.below(8) == 0 {
-                packet(&mut forger, &mut one);
-            } else {
-                one.extend_from_slice(&forger.good[14..]);
-            }
-            one.resize(usize::from(SIZE), 0);
-            train.extend(one);
-        }
-    })
+    let good = |forger: &mut Forger, out: &mut Vec<u8>| out.extend_from_slice(&forger.good[14..]);
+    scene.trains_of((host, to), pace, seed, good, packet)
 }
 
 /// A packet that is random, mutated, or wrong on purpose.
@@ -68,10 +53,7 @@ fn packet(forger: &mut Forger, out: &mut Vec<u8>) {
         0 => forger.noise(out, 1400),
         1..=3 => {
             out.extend(good);
-            for _ in 0..=forger.dice.below(4) {
-                let at = forger.dice.below(out.len());
-                out[at] = forger.dice.byte();
-            }
+            forger.mutate(out);
         }
         4 => out.extend(&good[..forger.dice.below(good.len())]),
         5 => nested(forger, &good, out),
@@ -104,10 +86,7 @@ fn packet_ipv6(forger: &mut Forger, good: &[u8], out: &mut Vec<u8>) {
         0 => forger.noise(out, 1400),
         1 => {
             out.extend(good);
-            for _ in 0..=forger.dice.below(4) {
-                let at = forger.dice.below(out.len());
-                out[at] = forger.dice.byte();
-            }
+            forger.mutate(out);
         }
         2 => out.extend(&good[..forger.dice.below(good.len())]),
         3 => forger.ipv6_packet(out),
