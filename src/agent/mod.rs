@@ -77,8 +77,6 @@ use tables::Tables;
 
 /// How long an operation that needs the store waits for one that is away.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a command waits for the watch to tell of what the store just did.
-const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The snapshot of the records, in the state directory.
 pub const SNAPSHOT: &str = "tables.json";
@@ -263,7 +261,7 @@ impl Agent {
         let found = membership::network::get(&self.store, name_or_id)
             .await
             .map_err(|err| network_error(&err))?;
-        self.tables.wait_for_network(&found.record.id, true, ECHO_TIMEOUT).await?;
+        self.tables.wait_for_network(&found.record.id, true, tables::ECHO).await?;
         Ok(Arc::new(found.record))
     }
 

@@ -36,6 +36,8 @@ use crate::datapath::Datapath;
 use crate::datapath::learn::Learned;
 use crate::datapath::responder;
 
+/// How long this host's own watch may take to tell of what the store has just taken.
+pub const ECHO: Duration = Duration::from_secs(5);
 /// An announcement is at most an unsolicited neighbor advertisement.
 const ANNOUNCEMENT_BYTES: usize = 128;
 

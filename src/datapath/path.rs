@@ -7,9 +7,9 @@
 //! UDP segmentation. Both are forgotten after a while, so that a healed path is used in full again.
 //!
 //! That the VTEP was said to be unreachable is told to the next sender once it has been said for
-//! a second while nothing came from its address, to any worker ([`Heard`]), and for as long as it is said
-//! anew: Linux says "protocol unreachable" also of a raw socket
-//! whose buffer is full, and such an answer would end TCP connections that are being opened.
+//! a second while nothing came from its address, to any worker ([`Heard`]), and for as long as it
+//! is said anew: Linux says "protocol unreachable" also of a raw socket whose buffer is full, and
+//! such an answer would end TCP connections that are being opened.
 //!
 //! The place of a datagram's destination is a [`Destination`]: the VTEP's slot for its own port, or a
 //! number given on first use for any other port, or for none (IP-in-IP has no ports).

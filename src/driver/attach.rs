@@ -40,14 +40,13 @@ use crate::agent::networks::LocalNetwork;
 use crate::agent::reserve::Taken;
 use crate::agent::routers;
 use crate::agent::state::{self, Attachment, Publication, Stage};
+use crate::agent::tables::ECHO;
 use crate::agent::{Agent, endpoint_error, link_error, state_error};
 use crate::control::types::{self, Attach, Detach, DetachTarget, Detached, Error};
 use crate::link::endpoint::{Plug, adopt, plug, unplug, up};
 use crate::link::routed;
 use crate::link::{NetNs, NetNsRef, NetworkNs};
 
-/// How long this host's own watch may take to tell of an endpoint that the store has.
-const ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The warning that detaches wait for the store.
 pub const DETACHES: &str = "detaches";
 /// How long a released address rests before it is given to another endpoint.
@@ -237,7 +236,7 @@ async fn attach_held(
         if queued {
             agent.tables.put_own(record.clone());
         } else {
-            agent.tables.wait_for_endpoint(&network.id, id, ECHO_TIMEOUT).await?;
+            agent.tables.wait_for_endpoint(&network.id, id, ECHO).await?;
         }
         agent.guard_port(local, &note).await?;
         up(&local.namespace, &plugged).await.map_err(|err| link_error(&err))?;

@@ -14,7 +14,8 @@ use membership::record::{NetworkRecord, StaticMac, StaticVtep};
 
 use super::garbage;
 use super::kernel;
-use super::{Agent, ECHO_TIMEOUT, network_error, store};
+use super::tables::ECHO;
+use super::{Agent, network_error, store};
 use crate::control::Api;
 use crate::control::types::{self, Error};
 use crate::driver::attach;
@@ -49,7 +50,7 @@ impl Api for Control {
         let spec = network::spec_of(request)?;
         let record =
             records::create(&agent.store, &spec).await.map_err(|err| network_error(&err))?;
-        agent.tables.wait_for_network(&record.id, true, ECHO_TIMEOUT).await?;
+        agent.tables.wait_for_network(&record.id, true, ECHO).await?;
         tracing::info!(network = %record.name, vni = %record.vni, "network created");
         network::detail(agent, &record).await
     }
@@ -74,9 +75,7 @@ impl Api for Control {
         let wanted = record.clone();
         agent
             .tables
-            .wait(ECHO_TIMEOUT, move |view| {
-                view.network(&id).is_some_and(|item| *item.record == wanted)
-            })
+            .wait(ECHO, move |view| view.network(&id).is_some_and(|item| *item.record == wanted))
             .await?;
         super::tasks::settle_mtus(agent).await;
         network::detail(agent, &record).await
@@ -87,7 +86,7 @@ impl Api for Control {
         let record = records::remove(&agent.store, &network, false)
             .await
             .map_err(|err| network_error(&err))?;
-        agent.tables.wait_for_network(&record.id, false, ECHO_TIMEOUT).await?;
+        agent.tables.wait_for_network(&record.id, false, ECHO).await?;
         tracing::info!(network = %record.name, "network removed");
         Ok(())
     }
@@ -299,5 +298,5 @@ impl Control {
 
 /// Waits until this host's watch has told of what the store had at a revision.
 async fn wait_for_revision(agent: &Agent, revision: Revision) -> Answer<()> {
-    agent.tables.wait(ECHO_TIMEOUT, move |view| view.revision() >= revision).await
+    agent.tables.wait(ECHO, move |view| view.revision() >= revision).await
 }

@@ -16,11 +16,10 @@ use membership::record::NetworkRecord;
 use crate::agent::Agent;
 use crate::agent::networks::LocalNetwork;
 use crate::agent::state::Stage;
+use crate::agent::tables::ECHO;
 use crate::agent::tasks::SessionState;
 use crate::driver::attach;
 
-/// How long the watch may take to tell of this host's own endpoint.
-const ECHO: Duration = Duration::from_secs(5);
 /// How long uplink or rules may be missing before other hosts are told.
 const UNREADY: Duration = Duration::from_secs(60);
 

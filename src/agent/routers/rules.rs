@@ -140,7 +140,7 @@ async fn write_now(agent: &Agent, check: bool) -> Result<(), link::Error> {
     let refused: Vec<String> = refused.collect();
     agent.routers.note(|host| {
         for place in refused.iter().filter(|place| !host.refused.contains(place)) {
-            tracing::warn!(%place, "a chain refuses what is forwarded and cannot be asked to let it pass");
+            tracing::warn!(%place, "a chain refuses what is forwarded and cannot be asked");
         }
         host.refused = refused;
         host.table = Some(format!("inet {}", firewall::table(owner)));

@@ -13,14 +13,13 @@ use serde_json::{Value, json};
 use super::pool::{address_of, only};
 use super::{Answer, Driver, types};
 use crate::agent::state::{self, Attachment, Publication, Stage};
+use crate::agent::tables::ECHO;
 use crate::agent::{endpoint_error, link_error, network_error, routers};
 use crate::control::types::{Error, ErrorCode};
 use crate::driver::attach;
 use crate::link::endpoint::{Plug, Plugged, plug, unplug};
 use crate::link::{NetNs, handover};
 
-/// How long this host's own watch may take to tell of an endpoint that the store has.
-pub(super) const ECHO: std::time::Duration = std::time::Duration::from_secs(5);
 /// What Docker puts before the number of the interface in the container.
 const PREFIX: &str = "eth";
 /// Ports that the user wants to be published.

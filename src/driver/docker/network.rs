@@ -12,10 +12,10 @@ use membership::record::{AddressRange, DockerRecord, NetworkOptions, NetworkReco
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::endpoint::ECHO;
 use super::options::{Options, Which};
 use super::pool::{PoolId, address_of, prefix_of};
 use super::{Answer, Driver, GLOBAL_SPACE, LOCAL_SPACE, types};
+use crate::agent::tables::ECHO;
 use crate::agent::{network_error, state_error, store_error};
 use crate::config::DockerScope;
 use crate::control::types::Error;
